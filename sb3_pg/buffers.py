@@ -1,0 +1,185 @@
+"""Rollout buffers for cut rollouts and for whole episodes of unknown length."""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+
+from sb3_pg import estimators
+
+_SAMPLED = ("observations", "actions", "values", "log_probs", "advantages", "returns")
+_STORED = (*_SAMPLED, "rewards", "episode_starts", "timesteps", "mask")
+
+
+def _map_obs(function: Callable[[Any], Any], x: Any) -> Any:
+    """``function`` of an array or tensor, or of each entry of a dictionary of them."""
+    return {key: function(value) for key, value in x.items()} if isinstance(x, dict) else function(x)
+
+
+class EpisodeRolloutBuffer(RolloutBuffer):
+    """SB3's rollout buffer, which also takes rollouts of any length and marks the steps that the update may use.
+
+    Beside SB3's fields, all ``(n_steps, n_envs, …)`` until :meth:`get` or :meth:`samples` flattens them:
+
+    - ``advantages``: the weights Ψ (return, reward-to-go or GAE, less the baseline), not standardised and without γᵗ;
+    - ``returns``: the critic's targets, λ-returns under GAE and rewards-to-go otherwise;
+    - ``rewards``: as the environment gave them (SB3 adds γV at time limits; here :meth:`compute_returns_and_advantage` does);
+    - ``mask``: True on the steps in use. The others belong to episodes beyond the window or quota, played while the last
+      counted episodes finish: using those that happen to have ended would favour short ones;
+    - ``timesteps``: steps since the start of the episode, which may lie in an earlier rollout.
+
+    It starts with room for ``buffer_size`` steps, doubles when full, and keeps its memory for the next rollout.
+    Parameters are those of :class:`stable_baselines3.common.buffers.RolloutBuffer`.
+    """
+
+    timesteps: np.ndarray
+    mask: np.ndarray
+    _storage: dict[str, Any]
+
+    def reset(self) -> None:
+        """Forget the rollout; keep the memory."""
+        if not hasattr(self, "_storage"):  # called by SB3's constructor
+            super().reset()
+            self.timesteps = np.zeros((self.buffer_size, self.n_envs), dtype=np.int64)
+            self.mask = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
+            self._storage = {name: getattr(self, name) for name in _STORED}
+            self._n_steps = self.buffer_size
+        self.__dict__.update(self._storage)
+        self.buffer_size = self._n_steps
+        self.generator_ready = False
+        self.pos = 0
+        self.full = False
+
+    def _grow(self) -> None:
+        for name, array in self._storage.items():
+            self._storage[name] = _map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array)
+        self.__dict__.update(self._storage)
+
+    def add(
+        self,
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor | None = None,
+        log_prob: th.Tensor | None = None,
+        timestep: np.ndarray | int = 0,
+        mask: np.ndarray | bool = True,
+    ) -> None:
+        """Append one step of every environment.
+
+        :param obs: observations the actions were taken on, ``(n_envs, …)`` or a dictionary of such
+        :param action: ``(n_envs, …)``
+        :param reward: ``(n_envs,)``
+        :param episode_start: whether the step is the first of its episode, ``(n_envs,)``
+        :param value: V(obs), ``(n_envs,)`` or ``(n_envs, 1)``; None if it is to be filled in later
+        :param log_prob: log π(action∣obs), ``(n_envs,)``; None if it is to be filled in later
+        :param timestep: steps since the start of the episode, ``(n_envs,)``
+        :param mask: whether the step is in use, ``(n_envs,)``
+        """
+        pos, n_envs = self.pos, self.n_envs
+        if pos == len(self.rewards):
+            self._grow()
+        if isinstance(self.observations, dict):
+            for key, array in self.observations.items():
+                array[pos] = np.reshape(obs[key], array.shape[1:])
+        else:
+            # Discrete observations come as (n_envs,) and are stored as (n_envs, 1)
+            self.observations[pos] = np.reshape(obs, self.observations.shape[1:])
+        self.actions[pos] = action.reshape((n_envs, self.action_dim))
+        self.rewards[pos] = reward
+        self.episode_starts[pos] = episode_start
+        self.timesteps[pos] = timestep
+        self.mask[pos] = mask
+        self.values[pos] = 0.0 if value is None else value.detach().cpu().numpy().reshape(n_envs)
+        self.log_probs[pos] = 0.0 if log_prob is None else log_prob.detach().cpu().numpy().reshape(n_envs)
+        self.pos = pos + 1
+        self.full = self.pos == self.buffer_size
+
+    def trim(self) -> None:
+        """End the rollout: from here on the fields are as long as the rollout, and ``buffer_size`` says how long."""
+        for name, array in self._storage.items():
+            setattr(self, name, _map_obs(lambda a: a[: self.pos], array))
+        self.buffer_size = self.pos
+        self.full = True
+
+    def done_steps(self, dones: np.ndarray) -> np.ndarray:
+        """Last steps of episodes.
+
+        :param dones: whether the last row ended an episode, ``(n_envs,)``
+        :return: ``(n_steps, n_envs)``
+        """
+        return np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
+
+    def compute_returns_and_advantage(
+        self,
+        last_values: th.Tensor,
+        dones: np.ndarray,
+        weights: str = "gae",
+        terminal_values: np.ndarray | None = None,
+    ) -> None:
+        """Fill ``advantages`` with the weights Ψ and ``returns`` with the critic's targets.
+
+        :param last_values: V of the observations after the last step, ``(n_envs,)``; bootstraps episodes in progress
+        :param dones: whether the last step ended an episode, ``(n_envs,)``
+        :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``
+        :param terminal_values: V of the terminal observation where an episode was truncated, 0 elsewhere,
+            ``(n_steps, n_envs)``; used by ``"gae"``. None if nothing was truncated
+        """
+        self.trim()
+        done_steps = self.done_steps(dones)
+        if weights == "gae":
+            bootstrap = np.zeros_like(self.values) if terminal_values is None else terminal_values
+            following = np.concatenate([self.values[1:], last_values.detach().cpu().numpy().reshape(1, -1)])
+            next_values = np.where(done_steps, bootstrap, following)
+            self.advantages[...] = estimators.gae(
+                self.rewards, self.values, next_values, done_steps, self.gamma, self.gae_lambda
+            )
+            self.returns[...] = self.advantages + self.values
+        else:
+            weight_function = {"return": estimators.total_return, "reward_to_go": estimators.reward_to_go}[weights]
+            self.advantages[...] = weight_function(self.rewards, done_steps, self.gamma)
+            self.returns[...] = estimators.reward_to_go(self.rewards, done_steps, self.gamma)
+
+    def _flatten(self) -> None:
+        """Make the sampled fields ``(n_steps · n_envs, …)``, environment by environment, as SB3 does before sampling."""
+        assert self.full, "The rollout has not ended"
+        if not self.generator_ready:
+            for name in _SAMPLED:
+                setattr(self, name, _map_obs(self.swap_and_flatten, getattr(self, name)))
+            self.generator_ready = True
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:  # type: ignore[override]
+        """Yield the steps in use once, in random order.
+
+        :param batch_size: samples a minibatch; None for all at once
+        """
+        self._flatten()
+        indices = np.random.permutation(np.flatnonzero(self.mask.T))
+        batch_size = batch_size or len(indices)
+        for start in range(0, len(indices), batch_size):
+            yield self._get_samples(indices[start : start + batch_size])
+
+    def samples(self) -> tuple[RolloutBufferSamples | DictRolloutBufferSamples, th.Tensor]:
+        """All steps in use, in order; on the CPU views of the buffer's memory where every step is.
+
+        :return: the samples and their timesteps, ``(n_used,)``
+        """
+        self._flatten()
+        used: Any = slice(None) if self.mask.all() else np.flatnonzero(self.mask.T)
+
+        def to_torch(array: np.ndarray) -> th.Tensor:
+            return th.as_tensor(array[used], device=self.device)
+
+        # SB3's samples carry float actions, whatever the action space
+        fields = [_map_obs(to_torch, self.observations), to_torch(self.actions).float()]
+        fields += [to_torch(getattr(self, name)).flatten() for name in ("values", "log_probs", "advantages", "returns")]
+        sample_class: Any = DictRolloutBufferSamples if isinstance(self.observations, dict) else RolloutBufferSamples
+        return sample_class(*fields), to_torch(self.swap_and_flatten(self.timesteps)).flatten()
+
+
+class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
+    """:class:`EpisodeRolloutBuffer` for dictionary observations."""

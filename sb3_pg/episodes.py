@@ -1,0 +1,62 @@
+"""Which episodes a rollout of parallel environments uses, settled before they are played."""
+
+import numpy as np
+
+
+class EpisodeSelection:
+    """Tells, step by step, which environments play an episode that counts and when the rollout is over.
+
+    Three kinds of rollout, all starting with every environment in use:
+
+    - *cut* (``whole_episodes=False``): ``n_steps`` steps, whatever episodes they belong to;
+    - *window*: every episode that begins within the first ``n_steps`` steps counts and is played to its end;
+    - *quota* (``n_episodes`` given): the first ``n_episodes`` episodes of each environment count.
+
+    None of them lets the length of an episode decide whether it counts. Taking the first N episodes to finish does, and so
+    does dropping those that straddle the end of a window: both over-sample short episodes.
+
+    :param n_envs: number of parallel environments
+    :param n_steps: steps an environment, of a cut rollout or a window
+    :param n_episodes: whole episodes an environment; overrides ``n_steps``
+    :param whole_episodes: False for a cut rollout
+    """
+
+    def __init__(self, n_envs: int, n_steps: int, n_episodes: int | None = None, whole_episodes: bool = True):
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.whole_episodes = whole_episodes
+        self.steps = 0
+        #: Whether the current episode of each environment counts, ``(n_envs,)``
+        self.in_use = np.ones(n_envs, dtype=bool)
+        self._finished = np.zeros(n_envs, dtype=np.int64)
+        self._episode_start = np.zeros(n_envs, dtype=np.int64)
+        self._next_check = 0
+
+    def step(self, dones: np.ndarray) -> bool:
+        """Take note of a step of every environment.
+
+        :param dones: whether the step ended an episode, ``(n_envs,)``
+        :return: whether the rollout goes on
+        """
+        self.steps += 1
+        if not self.whole_episodes:
+            return self.steps < self.n_steps
+        past_window = self.n_episodes is None and self.steps >= self.n_steps
+        if dones.any():
+            self._finished += dones
+            self._episode_start[dones] = self.steps
+            if self.n_episodes is not None:
+                self.in_use = self._finished < self.n_episodes
+            elif past_window:
+                self.in_use = self.in_use & ~dones
+            return bool(self.in_use.any())
+        return True
+
+    def overdue(self, max_episode_steps: int) -> int | None:
+        """An environment whose episode counts and has gone on for ``max_episode_steps`` without an end; None without."""
+        if self.steps < self._next_check + max_episode_steps:
+            return None
+        candidates = np.flatnonzero(self.in_use)
+        oldest = candidates[self._episode_start[candidates].argmin()]
+        self._next_check = int(self._episode_start[oldest])
+        return int(oldest) if self.steps - self._next_check >= max_episode_steps else None
