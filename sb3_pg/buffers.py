@@ -75,8 +75,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         :param action: ``(n_envs, …)``
         :param reward: ``(n_envs,)``
         :param episode_start: whether the step is the first of its episode, ``(n_envs,)``
-        :param value: V(obs), ``(n_envs,)`` or ``(n_envs, 1)``; None if it is to be filled in later
-        :param log_prob: log π(action∣obs), ``(n_envs,)``; None if it is to be filled in later
+        :param value: V(obs), ``(n_envs,)`` or ``(n_envs, 1)``; None if it is filled in later
+        :param log_prob: log π(action∣obs), ``(n_envs,)``; None if it is filled in later
         :param timestep: steps since the start of the episode, ``(n_envs,)``
         :param mask: whether the step is in use, ``(n_envs,)``
         """
@@ -85,17 +85,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self._grow()
         if isinstance(self.observations, dict):
             for key, array in self.observations.items():
-                array[pos] = np.reshape(obs[key], array.shape[1:])
+                array[pos] = obs[key].reshape(array.shape[1:])
         else:
             # Discrete observations come as (n_envs,) and are stored as (n_envs, 1)
-            self.observations[pos] = np.reshape(obs, self.observations.shape[1:])
+            self.observations[pos] = obs.reshape(self.observations.shape[1:])
         self.actions[pos] = action.reshape((n_envs, self.action_dim))
         self.rewards[pos] = reward
         self.episode_starts[pos] = episode_start
         self.timesteps[pos] = timestep
         self.mask[pos] = mask
-        self.values[pos] = 0.0 if value is None else value.detach().cpu().numpy().reshape(n_envs)
-        self.log_probs[pos] = 0.0 if log_prob is None else log_prob.detach().cpu().numpy().reshape(n_envs)
+        if value is not None and log_prob is not None:
+            self.values[pos] = value.detach().cpu().numpy().reshape(n_envs)
+            self.log_probs[pos] = log_prob.detach().cpu().numpy().reshape(n_envs)
         self.pos = pos + 1
         self.full = self.pos == self.buffer_size
 

@@ -28,6 +28,7 @@ class EpisodeSelection:
         self.steps = 0
         #: Whether the current episode of each environment counts, ``(n_envs,)``
         self.in_use = np.ones(n_envs, dtype=bool)
+        self.all_in_use = True
         self._finished = np.zeros(n_envs, dtype=np.int64)
         self._episode_start = np.zeros(n_envs, dtype=np.int64)
         self._next_check = 0
@@ -41,16 +42,16 @@ class EpisodeSelection:
         self.steps += 1
         if not self.whole_episodes:
             return self.steps < self.n_steps
-        past_window = self.n_episodes is None and self.steps >= self.n_steps
-        if dones.any():
-            self._finished += dones
-            self._episode_start[dones] = self.steps
-            if self.n_episodes is not None:
-                self.in_use = self._finished < self.n_episodes
-            elif past_window:
-                self.in_use = self.in_use & ~dones
-            return bool(self.in_use.any())
-        return True
+        if not np.count_nonzero(dones):
+            return True
+        self._finished += dones
+        self._episode_start[dones] = self.steps
+        if self.n_episodes is not None:
+            self.in_use = self._finished < self.n_episodes
+        elif self.steps >= self.n_steps:
+            self.in_use = self.in_use & ~dones
+        self.all_in_use = bool(self.in_use.all())
+        return bool(self.in_use.any())
 
     def overdue(self, max_episode_steps: int) -> int | None:
         """An environment whose episode counts and has gone on for ``max_episode_steps`` without an end; None without."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
 
     observations: Any
     actions: th.Tensor
+    values: th.Tensor
     log_probs: th.Tensor
     weights: th.Tensor
     returns: th.Tensor
@@ -268,6 +269,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         selection = EpisodeSelection(env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes)
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
         low, high = getattr(self.action_space, "low", None), getattr(self.action_space, "high", None)
+        # SB3 makes a callback of no callback: nobody reads its locals
+        listening = not (type(callback) is ConvertCallback and callback.callback is None)
         n_steps = 0
         collecting = True
 
@@ -297,17 +300,20 @@ class PolicyGradient(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
-            callback.update_locals(locals())
-            if not callback.on_step():
+            if listening:
+                callback.update_locals(locals())
+            if listening and not callback.on_step():
                 # A later learn() goes on from here
                 self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 self._episode_timesteps = np.where(dones, 0, timesteps + 1)
                 return False
 
             in_use = selection.in_use
-            # Surplus episodes that happen to finish are short ones: they would bias the mean return
-            used_infos = infos if in_use.all() else [info for info, used in zip(infos, in_use, strict=True) if used]
-            self._update_info_buffer(used_infos, dones[in_use])
+            if selection.all_in_use:
+                self._update_info_buffer(infos, dones)
+            else:
+                # Surplus episodes that happen to finish are short ones: they would bias the mean return
+                self._update_info_buffer([infos[idx] for idx in np.flatnonzero(in_use)], dones[in_use])
 
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
@@ -321,7 +327,7 @@ class PolicyGradient(OnPolicyAlgorithm):
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
             timesteps += 1
-            if dones.any():
+            if np.count_nonzero(dones):
                 timesteps[dones] = 0
                 for idx in np.flatnonzero(dones & in_use):
                     if infos[idx].get("TimeLimit.truncated", False) and infos[idx].get("terminal_observation") is not None:
@@ -402,6 +408,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         observations = _map_obs(lambda a: a.reshape(n_rows, *a.shape[2:]), rollout_buffer.observations)
         actions = rollout_buffer.actions.reshape(n_rows, -1)
         values, log_probs = rollout_buffer.values.reshape(-1), rollout_buffer.log_probs.reshape(-1)  # views
+        values[:] = log_probs[:] = 0.0
         used = np.flatnonzero(rollout_buffer.mask)
         with th.no_grad():
             for chunk in _chunks(len(used)):
@@ -454,7 +461,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         if self.discounted_state_distribution:
             weights = weights * th.as_tensor(discount_factors(timesteps.cpu(), self.gamma)).to(weights)
         actions = self._as_policy_actions(samples.actions)
-        return Batch(samples.observations, actions, samples.old_log_prob, weights, samples.returns)
+        return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, weights, samples.returns)
 
     def _update_policy(self, batch: Batch) -> dict[str, float]:
         """One step along the estimated policy gradient, accumulated in chunks; return what to log."""
@@ -516,8 +523,7 @@ class PolicyGradient(OnPolicyAlgorithm):
                 self.critic_optimizer.step()
                 losses.append(loss.item())
         self.policy.set_training_mode(False)
-        buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        explained = explained_variance(batch.values.cpu().numpy(), batch.returns.cpu().numpy())
         return {"value_loss": float(np.mean(losses)), "explained_variance": explained}
 
     # Training

@@ -1,12 +1,15 @@
 """What a rollout needs of a policy and nothing more: observations in, actions out.
 
 SB3's rollout calls ``policy(obs)`` at every step, which also evaluates the critic and the log-probability. Neither is needed
-before the rollout is over, and then one batched pass gives them. So :func:`make_sampler` offers three paths, from the most
-general to the fastest; which one a policy takes is decided once a rollout and never changes the distribution of the actions:
+before the rollout is over, and then one batched pass gives them. :func:`make_sampler` picks, once a rollout, the cheapest of
+these ways to the same distribution:
 
-1. through ``policy.forward``, if the policy overrides it: its values and log-probabilities are then the ones used;
-2. through ``policy.get_distribution``: every other policy of SB3 (images, dictionaries, gSDE, GPU, own layers);
-3. in NumPy on views of the weights: SB3's own MLP policies on flat observations, on the CPU.
+1. ``policy.forward``, if the policy overrides it: its values and log-probabilities are then the ones used;
+2. ``policy.get_distribution(obs).get_actions()``: gSDE, policies and distributions of the user's own;
+3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, dictionaries, GPUs, any layers;
+4. the same with the logits or means computed in NumPy: SB3's MLP policies on flat observations, on the CPU.
+
+The last two draw the same actions from the same seed, up to rounding.
 """
 
 from collections.abc import Callable
@@ -52,9 +55,13 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, through_forward: bool =
     """
     if through_forward or _overrides(policy, "forward", "extract_features", "__call__") or _is_altered(policy):
         return _forward_sampler(policy)
-    if _is_plain_mlp(policy):
-        return _numpy_sampler(policy, n_envs)
-    return _distribution_sampler(policy)
+    if (
+        _overrides(policy, "get_distribution", "_get_action_dist_from_latent")
+        or type(policy.action_dist) not in _NOISE
+        or vars(policy.action_dist).keys() & {"proba_distribution", "get_actions", "sample"}
+    ):
+        return _distribution_sampler(policy)
+    return _noise_sampler(policy, n_envs, _numpy_outputs(policy) if _is_plain_mlp(policy) else _torch_outputs(policy))
 
 
 def _overrides(policy: nn.Module, *names: str) -> bool:
@@ -94,17 +101,84 @@ def _distribution_sampler(policy: ActorCriticPolicy) -> Sampler:
     return sample
 
 
+# Actions from the outputs of the actor and noise of the same shape. Gumbel noise makes the argmax of logits a categorical
+# sample, logistic noise makes their sign a Bernoulli sample.
+
+_NOISE: dict[type, str] = {
+    CategoricalDistribution: "gumbel",
+    MultiCategoricalDistribution: "gumbel",
+    BernoulliDistribution: "logistic",
+    DiagGaussianDistribution: "standard_normal",
+}
+
+Outputs = Callable[[Any], np.ndarray]
+
+
+def _noise_sampler(policy: ActorCriticPolicy, n_envs: int, outputs: Outputs) -> Sampler:
+    """``outputs`` gives the logits or means, ``(n_envs, n_outputs)``."""
+    to_actions = _make_to_actions(policy)
+    # A generator for each rollout, seeded from torch's, which the model's seed determines
+    rng = np.random.default_rng(int(th.randint(2**63 - 1, ())))
+    draw_noise = getattr(rng, _NOISE[type(policy.action_dist)])
+    n_outputs = policy.action_net.out_features
+    # Noise for many steps at once, as long as that is little memory
+    noise_shape = (max(1, 2048 // (n_envs * n_outputs)), n_envs, n_outputs)
+    noise = iter(np.empty((0, n_envs, n_outputs), dtype=np.float32))
+    shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+
+    def sample(obs: Any) -> Sample:
+        nonlocal noise
+        step_noise = next(noise, None)
+        if step_noise is None:
+            noise = iter(draw_noise(size=noise_shape).astype(np.float32))
+            step_noise = next(noise)
+        return Sample(to_actions(outputs(obs), step_noise).reshape(shape))
+
+    return sample
+
+
+def _make_to_actions(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    distribution = policy.action_dist
+    if isinstance(distribution, CategoricalDistribution):
+        return lambda logits, gumbel: (logits + gumbel).argmax(axis=1)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        splits = np.cumsum(distribution.action_dims)[:-1]
+        return lambda logits, gumbel: np.stack(
+            [part.argmax(axis=1) for part in np.split(logits + gumbel, splits, axis=1)], axis=1
+        )
+    if isinstance(distribution, BernoulliDistribution):
+        return lambda logits, logistic: (logits + logistic > 0.0).astype(np.float32)
+    std = policy.log_std.detach().exp().cpu().numpy()
+    return lambda means, normal: means + std * normal
+
+
+def _torch_outputs(policy: ActorCriticPolicy) -> Outputs:
+    def outputs(obs: Any) -> np.ndarray:
+        with th.no_grad():
+            distribution = policy.get_distribution(obs_as_tensor(obs, policy.device)).distribution
+            if isinstance(distribution, list):
+                out = th.cat([part.logits for part in distribution], dim=1)
+            else:
+                out = distribution.mean if isinstance(distribution, th.distributions.Normal) else distribution.logits
+        return out.cpu().numpy()
+
+    return outputs
+
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
+    nn.Tanh: lambda x: np.tanh(x, out=x),
+    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+}
+
+
 def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether drawing an action is a chain of linear layers and known activations on flat observations, and nothing else.
+    """Whether the actor is a chain of linear layers and known activations on flat observations, and nothing else.
 
     Types are compared exactly: a subclass may do anything.
     """
     extractor, mlp = policy.pi_features_extractor, policy.mlp_extractor
     if (
-        _overrides(policy, "get_distribution", "_get_action_dist_from_latent")
-        or type(policy.action_dist) not in _DRAW
-        or vars(policy.action_dist).keys() & {"proba_distribution", "get_actions", "sample"}
-        or type(extractor) is not FlattenExtractor
+        type(extractor) is not FlattenExtractor
         or type(mlp) is not MlpExtractor
         or type(mlp.policy_net) is not nn.Sequential
         or not isinstance(policy.observation_space, spaces.Box)
@@ -119,86 +193,30 @@ def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
     )
 
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
-    nn.Tanh: lambda x: np.tanh(x, out=x),
-    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
-}
-
-
-def _numpy_sampler(policy: ActorCriticPolicy, n_envs: int) -> Sampler:
-    layers: list[Callable[[np.ndarray], np.ndarray]] = [
+def _numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
+    layers = [
         _linear(layer) if isinstance(layer, nn.Linear) else _ACTIVATIONS[type(layer)]
         for layer in (*policy.mlp_extractor.policy_net, policy.action_net)
     ]
-    noise_name, make_draw = _DRAW[type(policy.action_dist)]
-    draw = make_draw(policy)
-    # A generator for each rollout, seeded from torch's, which the model's seed determines
-    draw_noise = getattr(np.random.default_rng(int(th.randint(2**63 - 1, ()))), noise_name)
-    n_outputs = policy.action_net.out_features
-    # Noise for many steps at once, as long as that is little memory
-    noise_shape = (max(1, 2048 // (n_envs * n_outputs)), n_envs, n_outputs)
-    noise = iter(np.empty((0, n_envs, n_outputs), dtype=np.float32))
-    shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
 
-    def sample(obs: np.ndarray) -> Sample:
-        nonlocal noise
-        step_noise = next(noise, None)
-        if step_noise is None:
-            noise = iter(draw_noise(size=noise_shape).astype(np.float32))
-            step_noise = next(noise)
-        x = np.asarray(obs, dtype=np.float32).reshape(n_envs, -1)
+    def outputs(obs: np.ndarray) -> np.ndarray:
+        x = np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
         for layer in layers:
             x = layer(x)
-        return Sample(draw(x, step_noise).reshape(shape))
+        return x
 
-    return sample
+    return outputs
 
 
 def _linear(layer: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
-    # Views of the weights, not copies
+    # Views of the weights: whatever changes them is seen at once
     weight = layer.weight.detach().numpy().T
     bias = None if layer.bias is None else layer.bias.detach().numpy()
 
     def apply(x: np.ndarray) -> np.ndarray:
-        x = x @ weight
+        x = x.dot(weight)
         if bias is not None:
             x += bias
         return x
 
     return apply
-
-
-# From the outputs of the actor, (n_envs, n_outputs), and independent noise of that shape, to actions. Gumbel noise makes the
-# argmax a categorical sample, logistic noise makes the sign a Bernoulli sample.
-
-
-def _draw_categorical(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda logits, gumbel: (logits + gumbel).argmax(axis=1)
-
-
-def _draw_multi_categorical(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    ends = np.cumsum(policy.action_dist.action_dims)  # type: ignore[union-attr]
-    starts = [0, *ends[:-1]]
-
-    def draw(logits: np.ndarray, gumbel: np.ndarray) -> np.ndarray:
-        noisy = logits + gumbel
-        return np.stack([noisy[:, start:end].argmax(axis=1) for start, end in zip(starts, ends, strict=True)], axis=1)
-
-    return draw
-
-
-def _draw_bernoulli(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda logits, logistic: (logits + logistic > 0.0).astype(np.float32)
-
-
-def _draw_gaussian(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    std = policy.log_std.detach().exp().numpy()
-    return lambda means, normal: means + std * normal
-
-
-_DRAW: dict[type, tuple[str, Callable[[ActorCriticPolicy], Callable[[np.ndarray, np.ndarray], np.ndarray]]]] = {
-    CategoricalDistribution: ("gumbel", _draw_categorical),
-    MultiCategoricalDistribution: ("gumbel", _draw_multi_categorical),
-    BernoulliDistribution: ("logistic", _draw_bernoulli),
-    DiagGaussianDistribution: ("standard_normal", _draw_gaussian),
-}
