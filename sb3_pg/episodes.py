@@ -19,45 +19,52 @@ class EpisodeSelection:
     :param n_steps: steps an environment, of a cut rollout or a window
     :param n_episodes: whole episodes an environment; overrides ``n_steps``
     :param whole_episodes: False for a cut rollout
+    :param max_episode_steps: steps within which an episode that counts has to end; not used by cut rollouts
     """
 
-    def __init__(self, n_envs: int, n_steps: int, n_episodes: int | None = None, whole_episodes: bool = True):
+    def __init__(self, n_envs: int, n_steps: int, n_episodes: int | None, whole_episodes: bool, max_episode_steps: int):
         self.n_steps = n_steps
         self.n_episodes = n_episodes
         self.whole_episodes = whole_episodes
+        self.max_episode_steps = max_episode_steps
         self.steps = 0
         #: Whether the current episode of each environment counts, ``(n_envs,)``
         self.in_use = np.ones(n_envs, dtype=bool)
         self.all_in_use = True
         self._finished = np.zeros(n_envs, dtype=np.int64)
         self._episode_start = np.zeros(n_envs, dtype=np.int64)
-        self._next_check = 0
+        self._deadline = max_episode_steps
 
     def step(self, dones: np.ndarray) -> bool:
         """Take note of a step of every environment.
 
         :param dones: whether the step ended an episode, ``(n_envs,)``
         :return: whether the rollout goes on
+        :raises RuntimeError: if an episode that counts has gone on for ``max_episode_steps``
         """
         self.steps += 1
         if not self.whole_episodes:
             return self.steps < self.n_steps
-        if not np.count_nonzero(dones):
-            return True
-        self._finished += dones
-        self._episode_start[dones] = self.steps
-        if self.n_episodes is not None:
-            self.in_use = self._finished < self.n_episodes
-        elif self.steps >= self.n_steps:
-            self.in_use = self.in_use & ~dones
-        self.all_in_use = bool(self.in_use.all())
-        return bool(self.in_use.any())
+        if np.count_nonzero(dones):
+            self._finished += dones
+            self._episode_start[dones] = self.steps
+            if self.n_episodes is not None:
+                self.in_use = self._finished < self.n_episodes
+            elif self.steps >= self.n_steps:
+                self.in_use = self.in_use & ~dones
+            self.all_in_use = bool(self.in_use.all())
+        if not self.in_use.any():
+            return False
+        if self.steps >= self._deadline:
+            self._check_deadline()
+        return True
 
-    def overdue(self, max_episode_steps: int) -> int | None:
-        """An environment whose episode counts and has gone on for ``max_episode_steps`` without an end; None without."""
-        if self.steps < self._next_check + max_episode_steps:
-            return None
-        candidates = np.flatnonzero(self.in_use)
-        oldest = candidates[self._episode_start[candidates].argmin()]
-        self._next_check = int(self._episode_start[oldest])
-        return int(oldest) if self.steps - self._next_check >= max_episode_steps else None
+    def _check_deadline(self) -> None:
+        oldest = np.where(self.in_use, self._episode_start, self.steps).argmin()
+        self._deadline = int(self._episode_start[oldest]) + self.max_episode_steps
+        if self.steps >= self._deadline:
+            raise RuntimeError(
+                f"The episode of environment {oldest} did not end within {self.max_episode_steps} steps, and this estimator "
+                "needs whole episodes. Give the environment a time limit (gymnasium.wrappers.TimeLimit), or use VanillaPG "
+                'with weights="gae" and n_episodes=None, which learns from unfinished episodes.'
+            )

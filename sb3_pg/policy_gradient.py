@@ -266,9 +266,10 @@ class PolicyGradient(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         timesteps = self._continue_timesteps(env.num_envs)
-        selection = EpisodeSelection(env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes)
+        selection = EpisodeSelection(
+            env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes, self.MAX_EPISODE_STEPS
+        )
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
-        low, high = getattr(self.action_space, "low", None), getattr(self.action_space, "high", None)
         # SB3 makes a callback of no callback: nobody reads its locals
         listening = not (type(callback) is ConvertCallback and callback.callback is None)
         n_steps = 0
@@ -288,13 +289,13 @@ class PolicyGradient(OnPolicyAlgorithm):
                 raise
 
             clipped_actions = actions
-            if low is not None:
+            if isinstance(self.action_space, spaces.Box):
                 if self.policy.squash_output:
                     # Unscale from [-1, 1] to the bounds of the action space
                     clipped_actions = self.policy.unscale_action(actions)
                 else:
                     # Samples of an unbounded Gaussian; the log-probability is that of the unclipped action
-                    clipped_actions = np.minimum(np.maximum(actions, low), high)
+                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -330,17 +331,12 @@ class PolicyGradient(OnPolicyAlgorithm):
             if np.count_nonzero(dones):
                 timesteps[dones] = 0
                 for idx in np.flatnonzero(dones & in_use):
-                    if infos[idx].get("TimeLimit.truncated", False) and infos[idx].get("terminal_observation") is not None:
-                        truncated.append((n_steps, int(idx), infos[idx]["terminal_observation"]))
+                    terminal_obs = infos[idx].get("terminal_observation")
+                    if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                        truncated.append((n_steps, int(idx), terminal_obs))
             n_steps += 1
 
             collecting = selection.step(dones)
-            if self.whole_episodes and (overdue := selection.overdue(self.MAX_EPISODE_STEPS)) is not None:
-                raise RuntimeError(
-                    f"The episode of environment {overdue} did not end within {self.MAX_EPISODE_STEPS} steps, and this "
-                    "estimator needs whole episodes. Give the environment a time limit (gymnasium.wrappers.TimeLimit), or "
-                    'use VanillaPG with weights="gae" and n_episodes=None, which learns from unfinished episodes.'
-                )
 
         self._end_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
         callback.update_locals(locals())

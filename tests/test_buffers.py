@@ -1,0 +1,118 @@
+"""The buffer keeps SB3's promises, grows, and marks what is in use."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+
+BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
+DICT = spaces.Dict({"vec": BOX, "kind": spaces.Discrete(4)})
+SPACES = [BOX, spaces.Discrete(5), DICT]
+ACTIONS = [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2, 2), np.float32), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)]
+N_ENVS = 2
+
+
+def observe(space: spaces.Space):  # type: ignore[no-untyped-def]
+    if isinstance(space, spaces.Dict):
+        return {key: observe(sub) for key, sub in space.spaces.items()}
+    return np.stack([space.sample() for _ in range(N_ENVS)])
+
+
+def fill(buffers: list[RolloutBuffer], n_steps: int, seed: int = 0) -> tuple[th.Tensor, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    starts = np.ones(N_ENVS, dtype=bool)
+    for _ in range(n_steps):
+        obs = observe(buffers[0].observation_space)
+        action = np.stack([buffers[0].action_space.sample() for _ in range(N_ENVS)])
+        reward, value, log_prob = rng.normal(size=N_ENVS), th.as_tensor(rng.normal(size=N_ENVS)), th.as_tensor(rng.normal(size=N_ENVS))
+        for buffer in buffers:
+            buffer.add(obs, action, reward, starts, value, log_prob)
+        starts = rng.random(N_ENVS) < 0.3
+    return th.as_tensor(rng.normal(size=N_ENVS)), starts
+
+
+def make(space: spaces.Space, action_space: spaces.Space, n_steps: int) -> tuple[EpisodeRolloutBuffer, RolloutBuffer]:
+    classes = (EpisodeDictRolloutBuffer, DictRolloutBuffer) if space is DICT else (EpisodeRolloutBuffer, RolloutBuffer)
+    return tuple(c(n_steps, space, action_space, "cpu", gamma=0.9, gae_lambda=0.8, n_envs=N_ENVS) for c in classes)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("action_space", ACTIONS)
+def test_equals_sb3s_buffer(space: spaces.Space, action_space: spaces.Space) -> None:
+    ours, theirs = make(space, action_space, 16)
+    for seed in (0, 1):  # the second rollout reuses the memory
+        for buffer in (ours, theirs):
+            buffer.reset()
+        last_values, dones = fill([ours, theirs], 16, seed)
+        for buffer in (ours, theirs):
+            buffer.compute_returns_and_advantage(last_values, dones)
+        assert ours.size() == theirs.size() == 16 and ours.full
+        for name in ("actions", "rewards", "episode_starts", "values", "log_probs"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        for name in ("advantages", "returns"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-6)
+        np.random.seed(seed)
+        batches = list(ours.get(10))
+        np.random.seed(seed)
+        for a, b in zip(batches, theirs.get(10), strict=True):
+            assert type(a) is type(b)
+            for x, y in zip(a, b, strict=True):
+                th.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_grows_and_reuses_its_memory(space: spaces.Space) -> None:
+    ours, theirs = make(space, ACTIONS[0], 4)[0], make(space, ACTIONS[0], 37)[1]
+    last_values, dones = fill([ours, theirs], 37)
+    ours.compute_returns_and_advantage(last_values, dones)
+    theirs.compute_returns_and_advantage(last_values, dones)
+    np.testing.assert_allclose(ours.advantages, theirs.advantages, atol=1e-6)
+    assert ours.size() == 37 and ours.rewards.shape == (37, N_ENVS)
+    memory = ours.rewards.base
+    ours.reset()
+    assert ours.pos == 0 and ours.buffer_size == 4 and not ours.full
+    fill([ours], 5)
+    ours.trim()
+    assert ours.rewards.base is memory and len(ours.rewards) == 5
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_only_steps_in_use_are_sampled(space: spaces.Space) -> None:
+    buffer = make(space, ACTIONS[0], 6)[0]
+    last_values, dones = fill([buffer], 6)
+    buffer.mask[4:, 0] = False
+    buffer.timesteps[:] = np.arange(6)[:, None]
+    rewards = np.concatenate([buffer.values[:4, 0], buffer.values[:, 1]])
+    buffer.compute_returns_and_advantage(last_values, dones)
+    samples, timesteps = buffer.samples()
+    np.testing.assert_array_equal(samples.old_values, rewards)
+    assert timesteps.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
+    drawn = th.cat([batch.old_values for batch in buffer.get(4)])
+    np.testing.assert_array_equal(np.sort(drawn), np.sort(rewards))
+
+
+def test_weights_and_targets() -> None:
+    # One environment, γ = 1/2: an episode of two steps, one of one step
+    buffer = EpisodeRolloutBuffer(8, BOX, ACTIONS[0], "cpu", gamma=0.5, gae_lambda=0.5, n_envs=1)
+    starts = [True, False, True]
+
+    def play() -> None:
+        buffer.reset()
+        for start, reward, value in zip(starts, [1.0, 2.0, 4.0], [10.0, 20.0, 30.0], strict=True):
+            buffer.add(np.zeros((1, 3)), np.zeros(1), np.array([reward]), np.array([start]), th.tensor([value]), th.zeros(1))
+
+    last, done = th.tensor([100.0]), np.array([True])
+    for weights, psi in (("return", [2, 2, 4]), ("reward_to_go", [2, 2, 4])):
+        play()
+        buffer.compute_returns_and_advantage(last, done, weights)
+        assert buffer.advantages[:, 0].tolist() == psi
+        assert buffer.returns[:, 0].tolist() == [2, 2, 4]
+    play()
+    terminal = np.array([[0.0], [40.0], [0.0]], dtype=np.float32)  # the first episode was truncated
+    buffer.compute_returns_and_advantage(last, done, "gae", terminal)
+    deltas = [1 + 0.5 * 20 - 10, 2 + 0.5 * 40 - 20, 4 - 30]
+    assert buffer.advantages[:, 0].tolist() == [deltas[0] + 0.25 * deltas[1], deltas[1], deltas[2]]
+    assert buffer.rewards[:, 0].tolist() == [1, 2, 4]

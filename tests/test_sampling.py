@@ -1,0 +1,220 @@
+"""The fast paths draw from the policy's own distribution, and stand back where a policy is not SB3's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from scipy import stats
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from torch import nn
+
+from sb3_pg import sampling
+
+OBS = spaces.Box(-5.0, 5.0, (3,), np.float32)
+ACTION_SPACES = [
+    spaces.Discrete(4),
+    spaces.Box(-1.0, 1.0, (2,), np.float32),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(3),
+]
+
+
+def make_policy(
+    action_space: spaces.Space, cls: type[ActorCriticPolicy] = ActorCriticPolicy, obs: spaces.Space = OBS, **kwargs: Any
+) -> ActorCriticPolicy:
+    th.manual_seed(0)
+    policy = cls(obs, action_space, lambda _: 1e-3, **kwargs)
+    with th.no_grad():
+        for p in policy.action_net.parameters():
+            p.mul_(80.0)  # far from uniform
+        if hasattr(policy, "log_std"):
+            policy.log_std.add_(th.linspace(-1.0, 0.5, policy.log_std.numel()).reshape(policy.log_std.shape))
+    policy.set_training_mode(False)
+    return policy
+
+
+def path_of(policy: ActorCriticPolicy) -> str:
+    """numpy, torch (noise on torch's outputs), distribution or forward."""
+    name = sampling.make_sampler(policy, 2).__qualname__.split(".")[0]
+    if name == "_noise_sampler":
+        return "numpy" if sampling._is_plain_mlp(policy) else "torch"
+    return name.strip("_").split("_")[0]
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+@pytest.mark.parametrize("kwargs", [{}, dict(net_arch=[]), dict(net_arch=[32], activation_fn=nn.ReLU)])
+def test_outputs_agree(action_space: spaces.Space, kwargs: dict[str, Any]) -> None:
+    policy = make_policy(action_space, **kwargs)
+    assert path_of(policy) == "numpy"
+    obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    fast, general = sampling._numpy_outputs(policy)(obs), sampling._torch_outputs(policy)(obs)
+    if isinstance(action_space, spaces.Box | spaces.MultiBinary):
+        np.testing.assert_allclose(fast, general, rtol=1e-6, atol=1e-5)
+        return
+    # torch's logits are normalised: compare log-probabilities
+    sizes = action_space.nvec if isinstance(action_space, spaces.MultiDiscrete) else [action_space.n]
+    for a, b in zip(*(np.split(x, np.cumsum(sizes)[:-1], axis=1) for x in (fast, general)), strict=True):
+        a = a - np.log(np.exp(a).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+def test_same_seed_same_actions_on_both_paths(action_space: spaces.Space) -> None:
+    policy = make_policy(action_space)
+    obs = np.random.default_rng(1).normal(size=(300, 2, 3)).astype(np.float32)
+    drawn = []
+    for outputs in (sampling._numpy_outputs(policy), sampling._torch_outputs(policy)):
+        th.manual_seed(3)
+        sample = sampling._noise_sampler(policy, 2, outputs)
+        drawn.append(np.array([sample(o).actions for o in obs]))
+    np.testing.assert_allclose(*drawn, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+@pytest.mark.parametrize("path", ["numpy", "torch", "distribution", "forward"])
+def test_goodness_of_fit(action_space: spaces.Space, path: str) -> None:
+    policy = make_policy(action_space)
+    n_envs, n_calls = 50, 100
+    make: dict[str, Callable[[], sampling.Sampler]] = {
+        "numpy": lambda: sampling._noise_sampler(policy, n_envs, sampling._numpy_outputs(policy)),
+        "torch": lambda: sampling._noise_sampler(policy, n_envs, sampling._torch_outputs(policy)),
+        "distribution": lambda: sampling._distribution_sampler(policy),
+        "forward": lambda: sampling._forward_sampler(policy),
+    }
+    th.manual_seed(7)
+    sample = make[path]()
+    obs = np.tile(np.array([0.3, -0.2, 0.1], dtype=np.float32), (n_envs, 1))
+    draws = [sample(obs) for _ in range(n_calls)]
+    actions = np.concatenate([draw.actions for draw in draws])
+    with th.no_grad():
+        expected, _, _ = policy(th.as_tensor(obs))
+        distribution = policy.get_distribution(th.as_tensor(obs[:1])).distribution
+    assert draws[0].actions.shape == expected.shape and draws[0].actions.dtype == expected.numpy().dtype
+    if isinstance(action_space, spaces.Box):
+        z = (actions - distribution.mean.numpy()) / distribution.stddev.numpy()
+        assert min(stats.kstest(z[:, i], "norm").pvalue for i in range(2)) > 1e-3
+        independent = [stats.pearsonr(z[:, 0], z[:, 1]), stats.pearsonr(z[:-1, 0], z[1:, 0]), stats.pearsonr(z[:-n_envs, 1], z[n_envs:, 1])]
+        assert min(test.pvalue for test in independent) > 1e-3
+        return
+    parts = distribution if isinstance(distribution, list) else [distribution]
+    if isinstance(action_space, spaces.MultiBinary):
+        probabilities = [np.array([1.0 - p, p]) for p in distribution.probs[0].double().numpy()]
+    else:
+        probabilities = [part.probs[0].double().numpy() for part in parts]
+    for column, p in zip(actions.reshape(len(actions), -1).T, probabilities, strict=True):
+        counts = np.bincount(column.astype(int), minlength=len(p))
+        assert stats.chisquare(counts, p / p.sum() * len(column)).pvalue > 1e-3
+
+
+# Policies that are not what they seem
+
+
+class OwnForward(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False):  # type: ignore[no-untyped-def]
+        actions, values, log_prob = super().forward(obs, deterministic)
+        return actions, th.full_like(values, 7.0), log_prob
+
+
+class OwnFeatures(ActorCriticPolicy):
+    def extract_features(self, obs, features_extractor=None):  # type: ignore[no-untyped-def]
+        return super().extract_features(obs * 2.0, features_extractor)
+
+
+class OwnDistribution(ActorCriticPolicy):
+    def get_distribution(self, obs):  # type: ignore[no-untyped-def]
+        return super().get_distribution(obs * 2.0)
+
+
+class OwnLatent(ActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi):  # type: ignore[no-untyped-def]
+        return super()._get_action_dist_from_latent(latent_pi * 2.0)
+
+
+class OwnCritic(ActorCriticPolicy):
+    def predict_values(self, obs):  # type: ignore[no-untyped-def]
+        return super().predict_values(obs) * 2.0
+
+
+class MyLinear(nn.Linear):
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return super().forward(x) * 2.0
+
+
+def test_subclasses_are_detected() -> None:
+    paths = {cls: path_of(make_policy(ACTION_SPACES[0], cls)) for cls in (OwnForward, OwnFeatures, OwnDistribution, OwnLatent, OwnCritic)}
+    assert paths == {
+        OwnForward: "forward",
+        OwnFeatures: "forward",
+        OwnDistribution: "distribution",
+        OwnLatent: "distribution",
+        OwnCritic: "numpy",
+    }
+
+
+def _replace(policy: ActorCriticPolicy, what: str) -> None:
+    net = policy.mlp_extractor.policy_net
+    changes: dict[str, Callable[[], Any]] = {
+        "layer": lambda: net.__setitem__(0, MyLinear(3, 64)),
+        "activation": lambda: net.__setitem__(1, nn.ELU()),
+        "hook": lambda: net[0].register_forward_hook(lambda module, args, out: out * 2.0),
+        "pre-hook": lambda: policy.action_net.register_forward_pre_hook(lambda module, args: None),
+        "instance forward": lambda: setattr(net[0], "forward", lambda x: x),
+        "double": lambda: policy.double(),
+        "parametrisation": lambda: nn.utils.parametrizations.weight_norm(net[0]),
+        "compiled layer": lambda: net.compile(),
+        "extractor": lambda: setattr(policy.mlp_extractor, "policy_net", nn.Sequential(nn.LayerNorm(3), *net)),
+    }
+    changes[what]()
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["layer", "activation", "hook", "pre-hook", "instance forward", "double", "parametrisation", "compiled layer", "extractor"],
+)
+def test_altered_policies_are_detected(what: str) -> None:
+    policy = make_policy(ACTION_SPACES[0])
+    assert path_of(policy) == "numpy"
+    _replace(policy, what)
+    assert path_of(policy) == "torch"
+
+
+def test_hooks_on_the_policy_and_compiled_policies_go_through_forward() -> None:
+    policy = make_policy(ACTION_SPACES[0])
+    policy.register_forward_hook(lambda module, args, out: out)
+    assert path_of(policy) == "forward"
+    policy = make_policy(ACTION_SPACES[0])
+    policy.compile()
+    assert path_of(policy) == "forward"
+    assert path_of(th.compile(make_policy(ACTION_SPACES[0]))) == "forward"
+
+
+def test_other_spaces_take_the_general_path() -> None:
+    discrete = make_policy(ACTION_SPACES[0], obs=spaces.Discrete(4))
+    image = make_policy(ACTION_SPACES[0], obs=spaces.Box(0, 255, (3, 36, 36), np.uint8))
+    dictionary = make_policy(ACTION_SPACES[0], MultiInputActorCriticPolicy, obs=spaces.Dict({"a": OBS}))
+    sde = make_policy(ACTION_SPACES[1], use_sde=True)
+    assert [path_of(p) for p in (discrete, image, dictionary, sde)] == ["torch", "torch", "torch", "distribution"]
+
+
+def test_noise_is_seen_by_no_other_step() -> None:
+    # Blocks of noise are used up row by row: no two steps of a rollout share a row
+    policy = make_policy(spaces.Box(-1.0, 1.0, (1,), np.float32))
+    sample = sampling._noise_sampler(policy, 2, sampling._numpy_outputs(policy))
+    obs = np.zeros((2, 3), dtype=np.float32)
+    actions = np.concatenate([sample(obs).actions for _ in range(3000)])
+    assert len(np.unique(actions)) > 5990
+
+
+def test_updates_are_seen_by_a_sampler() -> None:
+    policy = make_policy(spaces.Box(-1.0, 1.0, (1,), np.float32))
+    outputs = sampling._numpy_outputs(policy)
+    obs = np.ones((1, 3), dtype=np.float32)
+    before = outputs(obs)
+    with th.no_grad():
+        policy.action_net.bias.add_(1.0)
+    np.testing.assert_allclose(outputs(obs), before + 1.0, rtol=1e-6)
+
+
