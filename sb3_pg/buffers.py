@@ -182,5 +182,5 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return sample_class(*fields), to_torch(self.swap_and_flatten(self.timesteps)).flatten()
 
 
-class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):
+class EpisodeDictRolloutBuffer(EpisodeRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """:class:`EpisodeRolloutBuffer` for dictionary observations."""

@@ -22,12 +22,22 @@ def _discounted_sum(x: ArrayLike, factors: ArrayLike) -> Array:
     """y[t] = x[t] + factors[t] · y[t+1], with y = 0 after the last row. Both ``(n_steps, n_envs)``."""
     x = np.asarray(x, dtype=np.float64)
     factors = np.asarray(factors, dtype=np.float64)
+    if x.shape[1] <= 16:  # a NumPy call a row costs more than Python's floats for a few columns
+        return np.array([_discounted_sum_of_column(*c) for c in zip(x.T.tolist(), factors.T.tolist(), strict=True)]).T
     y = np.empty_like(x)
-    following = np.zeros(x.shape[1:])
+    following = np.zeros(x.shape[1])
     for t in range(len(x) - 1, -1, -1):
         following = x[t] + factors[t] * following
         y[t] = following
     return y
+
+
+def _discounted_sum_of_column(x: list[float], factors: list[float]) -> list[float]:
+    y, following = [], 0.0
+    for term, factor in zip(reversed(x), reversed(factors), strict=True):
+        following = term + factor * following
+        y.append(following)
+    return y[::-1]
 
 
 def first_rows(dones: ArrayLike) -> NDArray[np.intp]:
@@ -112,7 +122,7 @@ def discount_factors(timesteps: ArrayLike, gamma: float) -> Array:
     :param gamma: discount factor γ in [0, 1]; 0⁰ = 1
     :return: γᵗ, of the same shape
     """
-    return np.power(float(gamma), np.asarray(timesteps))
+    return np.asarray(float(gamma) ** np.asarray(timesteps, dtype=np.float64))
 
 
 # Baselines b: numbers that do not depend on the action of the step they are subtracted from.
@@ -129,9 +139,7 @@ def value_baseline(values: ArrayLike, dones: ArrayLike, per_episode: bool) -> Ar
     return episode_first(values, dones) if per_episode else np.asarray(values, dtype=np.float64)
 
 
-def leave_one_out_baseline(
-    weights: ArrayLike, timesteps: ArrayLike, mask: ArrayLike, other_envs_only: bool = False
-) -> Array:
+def leave_one_out_baseline(weights: ArrayLike, timesteps: ArrayLike, mask: ArrayLike, other_envs_only: bool = False) -> Array:
     """Mean weight at the same t over the *other* episodes that are still running at t; 0 if there is none.
 
     Leaving the episode's own weight out is what keeps b independent of its actions; a plain batch mean is not.

@@ -1,7 +1,6 @@
 """The score-function pseudo-loss and the critic's loss as pure functions of tensors. Nothing here knows of environments."""
 
 import torch as th
-from torch.nn import functional as F
 
 
 def score_function_loss(log_prob: th.Tensor, weights: th.Tensor, normalizer: float) -> th.Tensor:
@@ -46,4 +45,4 @@ def value_loss(values: th.Tensor, returns: th.Tensor) -> th.Tensor:
     """
     if values.shape != returns.shape:
         raise ValueError(f"values and returns must have one shape, got {tuple(values.shape)} and {tuple(returns.shape)}")
-    return F.mse_loss(values, returns.detach())
+    return th.nn.functional.mse_loss(values, returns.detach())

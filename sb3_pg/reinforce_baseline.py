@@ -45,10 +45,10 @@ class ReinforceBaseline(PolicyGradient):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
-        n_steps: int = 128,
+        learning_rate: float | Schedule = 2e-3,
+        n_steps: int = 256,
         n_episodes: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 1024,
         gamma: float = 0.99,
         weights: str = "reward_to_go",
         baseline: str = "value",
@@ -106,18 +106,18 @@ class ReinforceBaseline(PolicyGradient):
 
     @property
     def uses_critic(self) -> bool:
+        """Whether V is the baseline."""
         return self.baseline == "value"
 
     @property
     def whole_episodes(self) -> bool:
+        """Always: the baselines here are of Monte-Carlo returns."""
         return True
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
         if self.baseline not in ("value", "leave_one_out", "running_mean", "optimal"):
-            raise ValueError(
-                f'baseline must be "value", "leave_one_out", "running_mean" or "optimal", not {self.baseline!r}.'
-            )
+            raise ValueError(f'baseline must be "value", "leave_one_out", "running_mean" or "optimal", not {self.baseline!r}.')
         if self.weights == "gae" and self.baseline != "value":
             raise ValueError(f'weights="gae" contains the critic: use baseline="value" with it, not {self.baseline!r}.')
         if self.baseline == "leave_one_out" and self.n_envs * (self.n_episodes or 1) == 1:
@@ -148,28 +148,30 @@ class ReinforceBaseline(PolicyGradient):
                 weights -= old[0] / old[1]
             self._optimal_moments = moments if old is None else _DECAY * old + (1.0 - _DECAY) * moments
 
-    def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> np.ndarray:
+    def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> estimators.Array:
         """Means over the episodes in use of ⟨g(τ), s(τ)⟩ and ‖s(τ)‖², ``(2,)``; one episode in memory at a time."""
-        parameters = self._actor_parameters()
         moments = []
         for env in range(rollout_buffer.n_envs):
-            start = 0
-            for end in np.flatnonzero(done_steps[:, env]) + 1:
+            ends = np.flatnonzero(done_steps[:, env]) + 1
+            for start, end in zip([0, *ends[:-1]], ends, strict=True):
                 if rollout_buffer.mask[start, env]:
-                    rows = slice(start, end)
-                    obs = obs_as_tensor(_map_obs(lambda x, rows=rows, env=env: x[rows, env], rollout_buffer.observations), self.device)
-                    actions = th.as_tensor(rollout_buffer.actions[rows, env], device=self.device).float()
-                    factors = np.ones(end - start)
-                    if self.discounted_state_distribution:
-                        factors = estimators.discount_factors(np.arange(end - start), self.gamma)
-                    psi = factors * rollout_buffer.advantages[rows, env]
-                    log_prob, _ = self._evaluate_actions(obs, self._as_policy_actions(actions))
-                    gradient, score = (
-                        th.autograd.grad(log_prob, parameters, th.as_tensor(x).to(log_prob), retain_graph=True, allow_unused=True)
-                        for x in (psi, factors)
-                    )
-                    moments.append(
-                        estimators.optimal_baseline_moments(*(th.cat([g.flatten() for g in x if g is not None])[None].cpu() for x in (gradient, score)))
-                    )
-                start = end
-        return np.mean(moments, axis=0)
+                    gradient, score = self._episode_gradients(rollout_buffer, env, slice(start, end))
+                    moments.append(estimators.optimal_baseline_moments(gradient[None], score[None]))
+        return np.asarray(np.mean(moments, axis=0))
+
+    def _episode_gradients(self, rollout_buffer: EpisodeRolloutBuffer, env: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """g(τ) = Σ ∇log π · Ψ and s(τ) = Σ ∇log π of the episode in these rows, ``(n_parameters,)`` each."""
+        obs = obs_as_tensor(_map_obs(lambda x: x[rows, env], rollout_buffer.observations), self.device)
+        actions = th.as_tensor(rollout_buffer.actions[rows, env], device=self.device).float()
+        factors = np.ones(rows.stop - rows.start)
+        if self.discounted_state_distribution:
+            factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
+        log_prob, _ = self._evaluate_actions(obs, self._as_policy_actions(actions))
+        parameters = self._actor_parameters()
+
+        def gradient_of_sum(step_weights: np.ndarray) -> np.ndarray:
+            outputs = th.as_tensor(step_weights).to(log_prob)
+            gradient = th.autograd.grad(log_prob, parameters, outputs, retain_graph=True, allow_unused=True)
+            return th.cat([g.flatten() for g in gradient if g is not None]).cpu().numpy()
+
+        return gradient_of_sum(factors * rollout_buffer.advantages[rows, env]), gradient_of_sum(factors)

@@ -6,7 +6,8 @@ these ways to the same distribution:
 
 1. ``policy.forward``, if the policy overrides it: its values and log-probabilities are then the ones used;
 2. ``policy.get_distribution(obs).get_actions()``: gSDE, policies and distributions of the user's own;
-3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, dictionaries, GPUs, any layers;
+3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, dictionaries, GPUs, any
+   layers;
 4. the same with the logits or means computed in NumPy: SB3's MLP policies on flat observations, on the CPU.
 
 The last two draw the same actions from the same seed, up to rounding.
@@ -120,7 +121,7 @@ def _noise_sampler(policy: ActorCriticPolicy, n_envs: int, outputs: Outputs) -> 
     # A generator for each rollout, seeded from torch's, which the model's seed determines
     rng = np.random.default_rng(int(th.randint(2**63 - 1, ())))
     draw_noise = getattr(rng, _NOISE[type(policy.action_dist)])
-    n_outputs = policy.action_net.out_features
+    n_outputs = int(policy.action_net.out_features)  # type: ignore[arg-type]
     # Noise for many steps at once, as long as that is little memory
     noise_shape = (max(1, 2048 // (n_envs * n_outputs)), n_envs, n_outputs)
     noise = iter(np.empty((0, n_envs, n_outputs), dtype=np.float32))
@@ -155,7 +156,7 @@ def _make_to_actions(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndar
 def _torch_outputs(policy: ActorCriticPolicy) -> Outputs:
     def outputs(obs: Any) -> np.ndarray:
         with th.no_grad():
-            distribution = policy.get_distribution(obs_as_tensor(obs, policy.device)).distribution
+            distribution: Any = policy.get_distribution(obs_as_tensor(obs, policy.device)).distribution
             if isinstance(distribution, list):
                 out = th.cat([part.logits for part in distribution], dim=1)
             else:

@@ -96,7 +96,9 @@ def test_gsde(kwargs: dict[str, Any], sde_sample_freq: int) -> None:
 @variants
 def test_same_seed_same_weights(cls: type[PolicyGradient], kwargs: dict[str, Any]) -> None:
     def train(seed: int) -> dict[str, th.Tensor]:
-        return params(cls("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=seed), seed=seed, device="cpu", **kwargs).learn(600))
+        return params(
+            cls("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=seed), seed=seed, device="cpu", **kwargs).learn(600)
+        )
 
     first, second, other = train(1), train(1), train(2)
     assert all(th.equal(first[key], second[key]) for key in first)
@@ -202,8 +204,8 @@ def test_sb3s_buffer_and_ours_make_the_same_update(env_id: str) -> None:
         if models:  # replay the same actions, which the two paths would draw from other generators
             recorded = iter(models[0].rollout_buffer.actions.copy())
             sampler = sb3_pg.policy_gradient.make_sampler
-            sb3_pg.policy_gradient.make_sampler = lambda *args, **kwargs: lambda obs: sb3_pg.sampling.Sample(
-                next(recorded).reshape(2, *env.action_space.shape)
+            sb3_pg.policy_gradient.make_sampler = lambda *args, **kwargs: (
+                lambda obs: sb3_pg.sampling.Sample(next(recorded).reshape(2, *env.action_space.shape))
             )
         model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
         if models:
@@ -289,7 +291,9 @@ def test_the_clock_of_cut_rollouts_carries_over() -> None:
     t = np.arange(24)
     expected = np.stack([t % 3, t % 7], axis=1)
     np.testing.assert_array_equal(np.concatenate(clocks)[:20], expected[:20])
-    np.testing.assert_array_equal(clocks[-1][0], np.stack([np.arange(40) % 3, np.arange(40) % 7], axis=1)[21 + 4 * (len(clocks) - 6)])
+    np.testing.assert_array_equal(
+        clocks[-1][0], np.stack([np.arange(40) % 3, np.arange(40) % 7], axis=1)[21 + 4 * (len(clocks) - 6)]
+    )
 
 
 def test_eval_callback_and_metrics(tmp_path: Path) -> None:
@@ -298,8 +302,8 @@ def test_eval_callback_and_metrics(tmp_path: Path) -> None:
     model = VanillaPG("MlpPolicy", "Pendulum-v1", n_steps=64, tensorboard_log=str(tmp_path), seed=0)
     model.learn(300, callback=callback, log_interval=100)
     assert (tmp_path / "VanillaPG_1").is_dir() and (tmp_path / "evaluations.npz").is_file()
-    train = {"policy_loss", "value_loss", "entropy_loss", "explained_variance", "grad_norm", "approx_kl", "std", "learning_rate",
-             "n_updates"}  # fmt: skip
+    train = {"policy_loss", "value_loss", "entropy_loss", "explained_variance", "grad_norm", "approx_kl", "std", "n_updates"}
+    train |= {"learning_rate"}
     assert {f"train/{name}" for name in train} <= set(model.logger.name_to_value)
     whole = VanillaPG("MlpPolicy", "CartPole-v1", weights="return", seed=0).learn(300, log_interval=100)
     assert {"rollout/episodes_used", "rollout/steps_used_fraction"} <= set(whole.logger.name_to_value)
@@ -323,7 +327,7 @@ def test_schedules_end_at_zero(cls: type[PolicyGradient], kwargs: dict[str, Any]
     model.learn(60)
     assert model.num_timesteps > 60 and model._current_progress_remaining == 0.0
     for optimizer in (model.policy.optimizer, model.critic_optimizer):
-        assert optimizer.param_groups[0]["lr"] == 0.0 or optimizer is model.critic_optimizer and not model.uses_critic
+        assert optimizer.param_groups[0]["lr"] == 0.0 or (optimizer is model.critic_optimizer and not model.uses_critic)
 
 
 def test_critic_has_its_own_rate() -> None:
@@ -498,6 +502,7 @@ def test_arguments_given_to_load_are_checked(tmp_path: Path) -> None:
         VanillaPG.load(tmp_path / "m", gamma=2.0)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, on the way to the error
 @variants
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_not_finite_from_the_environment(cls: type[PolicyGradient], kwargs: dict[str, Any], what: str) -> None:
@@ -518,6 +523,7 @@ def test_not_finite_from_the_environment(cls: type[PolicyGradient], kwargs: dict
     assert not changed(before, model) and model._n_updates > 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_not_finite_on_the_general_path() -> None:
     env = DummyVecEnv([lambda: BrokenEnv("observation", 5)])
     with pytest.raises(ValueError, match="in the observation of environment 0, step 5"):

@@ -27,7 +27,11 @@ def fill(buffers: list[RolloutBuffer], n_steps: int, seed: int = 0) -> tuple[th.
     for _ in range(n_steps):
         obs = observe(buffers[0].observation_space)
         action = np.stack([buffers[0].action_space.sample() for _ in range(N_ENVS)])
-        reward, value, log_prob = rng.normal(size=N_ENVS), th.as_tensor(rng.normal(size=N_ENVS)), th.as_tensor(rng.normal(size=N_ENVS))
+        reward, value, log_prob = (
+            rng.normal(size=N_ENVS),
+            th.as_tensor(rng.normal(size=N_ENVS)),
+            th.as_tensor(rng.normal(size=N_ENVS)),
+        )
         for buffer in buffers:
             buffer.add(obs, action, reward, starts, value, log_prob)
         starts = rng.random(N_ENVS) < 0.3

@@ -215,3 +215,16 @@ def test_shapes_are_checked(function) -> None:  # type: ignore[no-untyped-def]
         function(np.zeros(3), np.zeros(3), 0.9)
     with pytest.raises(ValueError, match="one shape"):
         est.gae(np.zeros((3, 1)), np.zeros((3, 1)), np.zeros((4, 1)), np.zeros((3, 1)), 0.9, 0.9)
+
+
+@given(rollouts(), unit, unit)
+def test_many_environments_as_few(rollout: dict[str, np.ndarray], gamma: float, gae_lambda: float) -> None:
+    """The two ways to run the recursion, by rows and by columns, agree to the last bit."""
+    wide = {key: np.concatenate([value] * 17, axis=1) for key, value in rollout.items()}
+    n_envs = rollout["rewards"].shape[1]
+    for e in range(n_envs):
+        alone = {key: value[:, e : e + 1] for key, value in rollout.items()}
+        np.testing.assert_array_equal(
+            est.gae(**wide, gamma=gamma, gae_lambda=gae_lambda)[:, e : e + 1],
+            est.gae(**alone, gamma=gamma, gae_lambda=gae_lambda),
+        )

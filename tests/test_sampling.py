@@ -96,7 +96,11 @@ def test_goodness_of_fit(action_space: spaces.Space, path: str) -> None:
     if isinstance(action_space, spaces.Box):
         z = (actions - distribution.mean.numpy()) / distribution.stddev.numpy()
         assert min(stats.kstest(z[:, i], "norm").pvalue for i in range(2)) > 1e-3
-        independent = [stats.pearsonr(z[:, 0], z[:, 1]), stats.pearsonr(z[:-1, 0], z[1:, 0]), stats.pearsonr(z[:-n_envs, 1], z[n_envs:, 1])]
+        independent = [
+            stats.pearsonr(z[:, 0], z[:, 1]),
+            stats.pearsonr(z[:-1, 0], z[1:, 0]),
+            stats.pearsonr(z[:-n_envs, 1], z[n_envs:, 1]),
+        ]
         assert min(test.pvalue for test in independent) > 1e-3
         return
     parts = distribution if isinstance(distribution, list) else [distribution]
@@ -144,7 +148,10 @@ class MyLinear(nn.Linear):
 
 
 def test_subclasses_are_detected() -> None:
-    paths = {cls: path_of(make_policy(ACTION_SPACES[0], cls)) for cls in (OwnForward, OwnFeatures, OwnDistribution, OwnLatent, OwnCritic)}
+    paths = {
+        cls: path_of(make_policy(ACTION_SPACES[0], cls))
+        for cls in (OwnForward, OwnFeatures, OwnDistribution, OwnLatent, OwnCritic)
+    }
     assert paths == {
         OwnForward: "forward",
         OwnFeatures: "forward",
@@ -172,7 +179,17 @@ def _replace(policy: ActorCriticPolicy, what: str) -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["layer", "activation", "hook", "pre-hook", "instance forward", "double", "parametrisation", "compiled layer", "extractor"],
+    [
+        "layer",
+        "activation",
+        "hook",
+        "pre-hook",
+        "instance forward",
+        "double",
+        "parametrisation",
+        "compiled layer",
+        "extractor",
+    ],
 )
 def test_altered_policies_are_detected(what: str) -> None:
     policy = make_policy(ACTION_SPACES[0])
@@ -216,5 +233,3 @@ def test_updates_are_seen_by_a_sampler() -> None:
     with th.no_grad():
         policy.action_net.bias.add_(1.0)
     np.testing.assert_allclose(outputs(obs), before + 1.0, rtol=1e-6)
-
-

@@ -1,0 +1,41 @@
+# Needs Python 3.10+ and make; everything else goes into .venv.
+# TORCH chooses the build of PyTorch, e.g. make test TORCH=torch==2.13.0
+PYTHON ?= python3
+TORCH ?= torch
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: all train test check format lint types build clean
+all: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(STAMP)
+
+train: $(STAMP)  ## train an agent on CartPole and show its return before and after
+	$(BIN)/python examples/01_quickstart.py
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: lint types test  ## all that continuous integration checks
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv dist

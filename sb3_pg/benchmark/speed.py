@@ -1,0 +1,139 @@
+"""Environment steps per second, training included, beside the peers in one run."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch as th
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg import ReinforceBaseline, VanillaPG
+
+# Runs at least so many environment steps and returns how many it ran
+Contender = Callable[[int], int]
+
+_OURS = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline}
+_PEERS = {"A2C": A2C, "PPO": PPO}
+_BARE = "bare VecEnv"
+
+
+def _learn(model: OnPolicyAlgorithm, steps: int) -> int:
+    model.learn(steps)
+    return model.num_timesteps
+
+
+def _step(env: VecEnv, actions: list[np.ndarray], steps: int) -> int:
+    n_calls = -(-steps // env.num_envs)
+    for call in range(n_calls):
+        env.step(actions[call % len(actions)])
+    return n_calls * env.num_envs
+
+
+def make_contenders(env_id: str, n_envs: int, seed: int) -> dict[str, Contender]:
+    """The bare vector environment with random actions, every algorithm at its defaults, the peers at our ``n_steps``.
+
+    :param env_id: registered environment
+    :param n_envs: parallel copies in a DummyVecEnv
+    :param seed: seed of models and environments
+    :return: by name, what to run
+    """
+    env = make_vec_env(env_id, n_envs, seed=seed)
+    env.reset()
+    actions = [np.stack([env.action_space.sample() for _ in range(n_envs)]) for _ in range(256)]
+    contenders: dict[str, Contender] = {_BARE: partial(_step, env, actions)}
+    n_steps = None
+    for name, cls in {**_OURS, **_PEERS}.items():
+        model: Any = cls("MlpPolicy", make_vec_env(env_id, n_envs, seed=seed), seed=seed, device="cpu")
+        contenders[name] = partial(_learn, model)
+        n_steps = n_steps or model.n_steps
+    for name, peer in _PEERS.items():
+        model = peer("MlpPolicy", make_vec_env(env_id, n_envs, seed=seed), seed=seed, device="cpu", n_steps=n_steps)
+        contenders[f"{name}, n_steps={n_steps}"] = partial(_learn, model)
+    return contenders
+
+
+def measure(envs: list[tuple[str, int]], steps: int, repetitions: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Measure all contenders in turn, repetition by repetition, so that a busy machine hits all of them alike.
+
+    :param envs: environments, each with its number of copies
+    :param steps: environment steps of one measurement, at least
+    :param repetitions: measurements of each contender
+    :param seed: seed of models and environments
+    :return: one row a measurement; ``steps_per_second`` counts the steps of all copies
+    """
+    for env_id, n_envs in envs:
+        contenders = make_contenders(env_id, n_envs, seed)
+        for run in contenders.values():
+            run(1)  # warm up
+        for repetition in range(repetitions):
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                steps_run = run(steps)
+                rate = steps_run / (time.perf_counter() - start)
+                yield dict(env=env_id, n_envs=n_envs, algorithm=name, repetition=repetition, steps_per_second=rate)
+
+
+def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Medians, and ratios to the peers within a repetition.
+
+    :param measurements: rows of :func:`measure`
+    :return: a row for each environment and algorithm: median ``steps_per_second``, and for each peer (and the bare
+        environment) the median ratio ``÷ peer``, with its least and greatest value over the repetitions beside it
+    """
+    wide = measurements.pivot_table(index=["env", "n_envs", "repetition"], columns="algorithm", values="steps_per_second")
+    summaries = []
+    for (env_id, n_envs), rates in wide.groupby(level=["env", "n_envs"], sort=False):
+        for algorithm in measurements.algorithm.unique():
+            row: dict[str, Any] = dict(env=env_id, n_envs=n_envs, algorithm=algorithm)
+            row["steps_per_second"] = rates[algorithm].median()
+            for peer in [name for name in rates.columns if name.split(",")[0] in (*_PEERS, _BARE)]:
+                ratio = rates[algorithm] / rates[peer]
+                row |= {f"÷ {peer}": ratio.median(), f"÷ {peer} min": ratio.min(), f"÷ {peer} max": ratio.max()}
+            summaries.append(row)
+    return pd.DataFrame(summaries)
+
+
+def _table(summary: pd.DataFrame) -> Table:
+    ratios = [column for column in summary.columns if column.startswith("÷") and not column.endswith((" min", " max"))]
+    table = Table("environment", "algorithm", "steps/s", *ratios, title="Median of interleaved repetitions [least–greatest]")
+    for _, row in summary.iterrows():
+        cells = [f"{row[c]:.2f} [{row[c + ' min']:.2f}–{row[c + ' max']:.2f}]" for c in ratios]
+        table.add_row(f"{row.env} × {row.n_envs}", row.algorithm, f"{row.steps_per_second:,.0f}", *cells)
+    return table
+
+
+def run_speed(envs: list[tuple[str, int]], steps: int, repetitions: int, threads: int, seed: int, output: Path) -> None:
+    """Measure, write the CSV after every measurement, and print the table.
+
+    :param envs: environments, each with its number of copies
+    :param steps: environment steps of one measurement, at least
+    :param repetitions: interleaved repetitions
+    :param threads: threads of torch
+    :param seed: seed of models and environments
+    :param output: CSV file of the single measurements
+    """
+    th.set_num_threads(threads)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    n_contenders = 1 + len(_OURS) + 2 * len(_PEERS)
+    console = Console()
+    with Progress(
+        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as progress:
+        task = progress.add_task("measuring", total=len(envs) * repetitions * n_contenders)
+        for row in measure(envs, steps, repetitions, seed):
+            rows.append(row)
+            pd.DataFrame(rows).to_csv(output, index=False)
+            progress.update(task, advance=1, description=f"{row['env']} × {row['n_envs']}")
+    console.print(_table(summarise(pd.DataFrame(rows))))
+    console.print(f"torch {th.__version__}, {threads} thread(s), seed {seed}; single measurements in {output}")

@@ -1,0 +1,45 @@
+"""Every example and every Python snippet of the README runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ARGUMENTS = {"01": ["600"], "02": ["300", "1"], "03": ["600"], "04": ["2000", "2", "figure.png"]}
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    result = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 50
+    out = run([str(path), *ARGUMENTS[path.name[:2]]], tmp_path)
+    assert "return" in out
+    if "figure.png" in ARGUMENTS[path.name[:2]]:
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_readme_has_snippets() -> None:
+    assert len(SNIPPETS) >= 3
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_readme_snippet(snippet: str, tmp_path: Path) -> None:
+    # Shorter training, the same code
+    run(["-c", re.sub(r"\d+_000\b", "600", snippet)], tmp_path)
+
+
+def test_the_readmes_commands_exist() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make (\w+)", readme, flags=re.MULTILINE))
+    assert {"train", "test"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+    assert "make test" in (ROOT / ".ci/run").read_text()
