@@ -23,7 +23,9 @@ grid = np.linspace(0, steps, 100)
 for weights in ("return", "reward_to_go", "gae"):
     curves = []
     for seed in range(n_seeds):
-        env = make_vec_env("CartPole-v1", seed=seed, wrapper_class=RecordEpisodeStatistics, wrapper_kwargs={"buffer_length": steps})
+        env = make_vec_env(
+            "CartPole-v1", seed=seed, wrapper_class=RecordEpisodeStatistics, wrapper_kwargs={"buffer_length": steps}
+        )
         model = VanillaPG("MlpPolicy", env, weights=weights, seed=seed, device="cpu").learn(steps)
         lengths, returns = env.get_attr("length_queue")[0], env.get_attr("return_queue")[0]
         smooth = np.convolve(returns, np.ones(20) / 20, mode="valid") if len(returns) >= 20 else np.array(returns)

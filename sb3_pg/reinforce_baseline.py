@@ -45,7 +45,7 @@ class ReinforceBaseline(PolicyGradient):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 2e-3,
+        learning_rate: float | Schedule = 1.5e-3,
         n_steps: int = 256,
         n_episodes: int | None = None,
         batch_size: int = 1024,

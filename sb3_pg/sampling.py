@@ -166,9 +166,10 @@ def _torch_outputs(policy: ActorCriticPolicy) -> Outputs:
     return outputs
 
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
-    nn.Tanh: lambda x: np.tanh(x, out=x),
-    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+# In place: activation(x, x)
+_ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray, np.ndarray], Any]] = {
+    nn.Tanh: np.tanh,
+    nn.ReLU: lambda x, out: np.maximum(x, 0.0, out=out),
 }
 
 
@@ -188,36 +189,28 @@ def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
         return False
     layers = [*mlp.policy_net, policy.action_net]
     return (
-        all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in layers)
+        all(type(layer) is nn.Linear for layer in layers[::2])
+        and all(type(layer) in _ACTIVATIONS for layer in layers[1::2])
         and not any(_is_altered(module) for module in (extractor, extractor.flatten, mlp, mlp.policy_net, *layers))
         and all(p.dtype == th.float32 and p.device.type == "cpu" for layer in layers for p in layer.parameters())
     )
 
 
 def _numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
-    layers = [
-        _linear(layer) if isinstance(layer, nn.Linear) else _ACTIVATIONS[type(layer)]
-        for layer in (*policy.mlp_extractor.policy_net, policy.action_net)
-    ]
+    modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+    # Views of the weights: whatever changes them is seen at once
+    weights = [linear.weight.detach().numpy().T for linear in modules[::2]]
+    biases = [0.0 if linear.bias is None else linear.bias.detach().numpy() for linear in modules[::2]]
+    activations = [*(_ACTIVATIONS[type(module)] for module in modules[1::2]), None]
+    layers = list(zip(weights, biases, activations, strict=True))
 
     def outputs(obs: np.ndarray) -> np.ndarray:
         x = np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
-        for layer in layers:
-            x = layer(x)
+        for weight, bias, activation in layers:
+            x = x.dot(weight)
+            x += bias
+            if activation is not None:
+                activation(x, x)
         return x
 
     return outputs
-
-
-def _linear(layer: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
-    # Views of the weights: whatever changes them is seen at once
-    weight = layer.weight.detach().numpy().T
-    bias = None if layer.bias is None else layer.bias.detach().numpy()
-
-    def apply(x: np.ndarray) -> np.ndarray:
-        x = x.dot(weight)
-        if bias is not None:
-            x += bias
-        return x
-
-    return apply

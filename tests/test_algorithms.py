@@ -1,6 +1,8 @@
 """The classes as a user of SB3 meets them: spaces, saving, callbacks, schedules, errors, and A2C as the yardstick."""
 
 import copy
+import gc
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +415,20 @@ def test_memory_of_an_update_is_flat() -> None:
         model.learn(1)
         largest.append(max(seen))
     assert largest == [sb3_pg.policy_gradient.CHUNK_SIZE] * 2
+
+
+@pytest.mark.parametrize("kwargs", [dict(n_steps=8), dict(n_steps=8, weights="reward_to_go")])
+def test_memory_does_not_grow(kwargs: dict[str, Any]) -> None:
+    model = VanillaPG("MlpPolicy", make_vec_env(lambda: ScriptedEnv([5, 7]), 2), seed=0, **kwargs)
+    model.learn(50 * 16)
+    tracemalloc.start()
+    gc.collect()
+    before, _ = tracemalloc.get_traced_memory()
+    model.learn(200 * 16)
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 100_000
 
 
 # Policies of the user's own

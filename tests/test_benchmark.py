@@ -36,7 +36,11 @@ def test_speed_writes_table_and_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["speed", "--envs", "CartPole-v1"], "ENVIRONMENT:NUMBER"), (["speed", "--repetitions", "0"], "positive"), ([], "required")],
+    [
+        (["speed", "--envs", "CartPole-v1"], "ENVIRONMENT:NUMBER"),
+        (["speed", "--repetitions", "0"], "positive"),
+        ([], "required"),
+    ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

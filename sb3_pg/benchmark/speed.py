@@ -92,7 +92,8 @@ def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
     """
     wide = measurements.pivot_table(index=["env", "n_envs", "repetition"], columns="algorithm", values="steps_per_second")
     summaries = []
-    for (env_id, n_envs), rates in wide.groupby(level=["env", "n_envs"], sort=False):
+    for env_id, n_envs in measurements[["env", "n_envs"]].drop_duplicates().itertuples(index=False):
+        rates = wide.loc[env_id, n_envs]
         for algorithm in measurements.algorithm.unique():
             row: dict[str, Any] = dict(env=env_id, n_envs=n_envs, algorithm=algorithm)
             row["steps_per_second"] = rates[algorithm].median()
