@@ -20,9 +20,7 @@ model = VanillaPG("MlpPolicy", "CartPole-v1", seed=0)
 before, _ = evaluate_policy(model, eval_env, n_eval_episodes=20, deterministic=False)
 model.learn(steps, progress_bar=True)
 after, spread = evaluate_policy(model, eval_env, n_eval_episodes=20, deterministic=False)
-print(
-    f"Mean return of 20 episodes: {before:.1f} before, {after:.1f} ± {spread:.1f} after {steps} steps"
-)
+print(f"Mean return of 20 episodes: {before:.1f} before, {after:.1f} ± {spread:.1f} after {steps} steps")
 
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "cartpole")

@@ -10,7 +10,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from gymnasium.wrappers import RecordEpisodeStatistics
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pg import VanillaPG
@@ -23,12 +22,10 @@ grid = np.linspace(0, steps, 100)
 for weights in ("return", "reward_to_go", "gae"):
     curves = []
     for seed in range(n_seeds):
-        env = make_vec_env(
-            "CartPole-v1", seed=seed, wrapper_class=RecordEpisodeStatistics, wrapper_kwargs={"buffer_length": steps}
-        )
-        model = VanillaPG("MlpPolicy", env, weights=weights, seed=seed, device="cpu").learn(steps)
-        lengths, returns = env.get_attr("length_queue")[0], env.get_attr("return_queue")[0]
-        smooth = np.convolve(returns, np.ones(20) / 20, mode="valid") if len(returns) >= 20 else np.array(returns)
+        env = make_vec_env("CartPole-v1", seed=seed)
+        VanillaPG("MlpPolicy", env, weights=weights, seed=seed, device="cpu").learn(steps)
+        lengths, returns = env.env_method("get_episode_lengths")[0], env.env_method("get_episode_rewards")[0]
+        smooth = np.convolve(returns, np.ones(20) / 20, mode="valid")
         curves.append(np.interp(grid, np.cumsum(lengths)[-len(smooth) :], smooth))
     mean, error = np.mean(curves, axis=0), 1.96 * np.std(curves, axis=0, ddof=1) / np.sqrt(n_seeds)
     (line,) = plt.plot(grid, mean, label=f'weights="{weights}"')

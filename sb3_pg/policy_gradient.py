@@ -564,7 +564,8 @@ def _fuse(optimizer: th.optim.Optimizer) -> None:
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         for group in optimizer.param_groups:
             on_known_device = all(p.device.type in ("cpu", "cuda") for p in group["params"])
-            if on_known_device and group["fused"] is None and group["foreach"] is None:
+            is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+            if is_open and on_known_device:
                 group["fused"] = True
 
 
