@@ -42,10 +42,12 @@ def main() -> None:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs")
+    parser.add_argument("--envs", nargs="+", help="environments to run; all if not given")
+    arguments = parser.parse_args()
     th.set_num_threads(1)
     rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
     done = {(r["algorithm"], r["env"], r["changes"], int(r["seed"])): float(r["return"]) for r in rows}
-    if parser.parse_args().table:
+    if arguments.table:
         for env_id, steps, seeds, changes in RUNS:
             for algorithm in ALGORITHMS:
                 returns = [r for key, r in done.items() if key[:3] == (algorithm, env_id, str(changes)) and key[3] in seeds]
@@ -57,7 +59,7 @@ def main() -> None:
         writer = csv.writer(file)
         if not rows:
             writer.writerow(["algorithm", "env", "steps", "changes", "seed", "return"])
-        for env_id, steps, seeds, changes in RUNS:
+        for env_id, steps, seeds, changes in [run for run in RUNS if run[0] in (arguments.envs or [run[0]])]:
             for seed in seeds:
                 for algorithm in ALGORITHMS:
                     if (algorithm, env_id, str(changes), seed) not in done:

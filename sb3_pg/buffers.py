@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
@@ -43,6 +44,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """Forget the rollout; keep the memory."""
         if not hasattr(self, "_storage"):  # called by SB3's constructor
             super().reset()
+            if isinstance(self.action_space, spaces.Box) and not np.issubdtype(self.actions.dtype, np.floating):
+                # A Gaussian's samples are what has to be scored, not their integer parts
+                self.actions = self.actions.astype(np.float32)
             self.timesteps = np.zeros((self.buffer_size, self.n_envs), dtype=np.int64)
             self.mask = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
             self._storage = {name: getattr(self, name) for name in _STORED}

@@ -66,5 +66,6 @@ class EpisodeSelection:
             raise RuntimeError(
                 f"The episode of environment {oldest} did not end within {self.max_episode_steps} steps, and this estimator "
                 "needs whole episodes. Give the environment a time limit (gymnasium.wrappers.TimeLimit), or use VanillaPG "
-                'with weights="gae" and n_episodes=None, which learns from unfinished episodes.'
+                'with weights="gae" and n_episodes=None, which learns from unfinished episodes. (If episodes are that long, '
+                "raise MAX_EPISODE_STEPS of the class.)"
             )

@@ -20,7 +20,7 @@ from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, _map_
 from sb3_pg.episodes import EpisodeSelection
 from sb3_pg.estimators import discount_factors
 from sb3_pg.losses import pseudo_entropy, score_function_loss, value_loss
-from sb3_pg.sampling import make_sampler
+from sb3_pg.sampling import NOT_SHARED, make_sampler, overrides
 
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradient")
 
@@ -152,16 +152,22 @@ class PolicyGradient(OnPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         super()._setup_model()
+        _fuse(self.policy.optimizer)
+        self._setup_critic_optimizer()
+
+    def _setup_critic_optimizer(self) -> None:
         critic_parameters = self._find_critic_parameters()
         if self.uses_critic and not critic_parameters:
-            raise ValueError("The policy has no parameters of its own for V(s): weights and baselines without a critic do.")
+            raise ValueError(
+                "The policy has no parameters of its own for V(s): use weights or a baseline without a critic, such as "
+                'VanillaPG(weights="reward_to_go") or ReinforceBaseline(baseline="running_mean").'
+            )
         self.critic_optimizer = self.policy.optimizer_class(
-            critic_parameters,
+            [{"params": critic_parameters}],
             lr=self.critic_lr_schedule(1.0),  # type: ignore[call-arg]
             **self.policy.optimizer_kwargs,
         )
-        for optimizer in (self.policy.optimizer, self.critic_optimizer):
-            _fuse(optimizer)
+        _fuse(self.critic_optimizer)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -177,6 +183,10 @@ class PolicyGradient(OnPolicyAlgorithm):
         _check_integer("n_critic_updates", self.n_critic_updates, 0)
         if self.n_episodes is not None:
             _check_integer("n_episodes", self.n_episodes, 1, " (None for rollouts of n_steps)")
+        _check_integer("sde_sample_freq", self.sde_sample_freq, -1)
+        for name in ("discounted_state_distribution", "normalize_advantage"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         for name in ("gamma", "gae_lambda"):
             _check_number(name, getattr(self, name), 0.0, 1.0)
         _check_number("ent_coef", self.ent_coef, -inf, inf)
@@ -208,23 +218,33 @@ class PolicyGradient(OnPolicyAlgorithm):
             if isinstance(obs, spaces.Dict)
             else np.zeros((1, *obs.shape), obs.dtype)  # type: ignore[misc]
         )
-        action = th.zeros((1, *self.action_space.shape), device=self.device)  # type: ignore[misc]
-        values, log_prob, _ = self.policy.evaluate_actions(
-            obs_as_tensor(zeros, self.device), self._as_policy_actions(action.reshape(1, -1))
+        obs_tensor = obs_as_tensor(zeros, self.device)
+        actions = self._as_policy_actions(th.zeros((1, *self.action_space.shape), device=self.device).reshape(1, -1))  # type: ignore[misc]
+        parameters = list(self.policy.parameters())
+        frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
+        for p in frozen:
+            p.requires_grad_(True)
+        values, log_prob, _ = self.policy.evaluate_actions(obs_tensor, actions)
+        of_critic = (
+            th.autograd.grad(values.sum(), parameters, retain_graph=True, allow_unused=True) if values.requires_grad else ()
         )
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        if not values.requires_grad:
-            return []
-        of_critic = th.autograd.grad(values.sum(), parameters, retain_graph=True, allow_unused=True)
         of_actor = th.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
-        return [p for p, c, a in zip(parameters, of_critic, of_actor, strict=True) if c is not None and a is None]
+        for p in frozen:
+            p.requires_grad_(False)
+        with th.no_grad():
+            self.policy.evaluate_actions(
+                obs_tensor, actions
+            )  # leaves no graph behind in the policy, which could not be copied
+        return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
 
     def _critic_parameters(self) -> list[th.nn.Parameter]:
-        return [p for group in self.critic_optimizer.param_groups for p in group["params"]]
+        """Parameters of the critic that may be trained."""
+        return [p for group in self.critic_optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def _actor_parameters(self) -> list[th.nn.Parameter]:
+        """All other parameters of the policy that may be trained."""
         critic = {id(p) for p in self._critic_parameters()}
-        return [p for p in self.policy.parameters() if id(p) not in critic]
+        return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in critic]
 
     def _clip_gradient(self, what: str, parameters: list[th.nn.Parameter]) -> float:
         """Scale the gradient down to ``max_grad_norm``; return its norm before that, which is finite or an error."""
@@ -264,8 +284,6 @@ class PolicyGradient(OnPolicyAlgorithm):
             self._start_episodes(env)
         rollout_buffer.reset()
         own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
-        # SB3's buffers take values and log-probabilities step by step
-        sample = make_sampler(self.policy, env.num_envs, through_forward=not own_buffer)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         timesteps = self._continue_timesteps(env.num_envs)
@@ -279,6 +297,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         collecting = True
 
         callback.on_rollout_start()
+        # After the callback, which may change the policy. SB3's buffers take values and log-probabilities step by step
+        sample = make_sampler(self.policy, env.num_envs, through_forward=not own_buffer)
 
         while collecting:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -301,6 +321,7 @@ class PolicyGradient(OnPolicyAlgorithm):
                     clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
+            dones = np.asarray(dones, dtype=bool)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
@@ -378,6 +399,8 @@ class PolicyGradient(OnPolicyAlgorithm):
             rollout_buffer.trim()
         _require_finite_rows("reward", rollout_buffer.rewards)
         _require_finite_rows("observation", rollout_buffer.observations)
+        for step, env, terminal_obs in truncated:
+            _require_finite_rows("terminal observation", _stack_obs((terminal_obs,)), step, env)
         if not evaluated:
             self._fill_values_and_log_probs(rollout_buffer)
         # V of the observations behind the last step, which bootstrap cut episodes, then of the truncated ends
@@ -391,6 +414,7 @@ class PolicyGradient(OnPolicyAlgorithm):
                 terminal_values[list(steps), list(envs)] = self._predict_values(_stack_obs(observations)).numpy()
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.compute_returns_and_advantage(last_values, dones, self.weights, terminal_values)
+            _require_finite_rows("weight", rollout_buffer.advantages)
             self._subtract_baseline(rollout_buffer, rollout_buffer.done_steps(dones))
             if self.whole_episodes:
                 mask = rollout_buffer.mask
@@ -414,14 +438,16 @@ class PolicyGradient(OnPolicyAlgorithm):
                 rows = used[chunk]
                 obs = obs_as_tensor(_take(observations, rows), self.device)
                 action = self._as_policy_actions(th.as_tensor(actions[rows], device=self.device).float())
-                log_probs[rows] = self.policy.get_distribution(obs).log_prob(action).cpu().numpy()
+                log_probs[rows] = self._evaluate_actions(obs, action)[0].cpu().numpy()
                 if self.uses_critic:
                     values[rows] = self.policy.predict_values(obs).flatten().cpu().numpy()
 
     def _predict_values(self, observations: Any) -> th.Tensor:
-        """V of a few observations, ``(n, …)`` or a dictionary of such, on the CPU, ``(n,)``."""
+        """V of observations, ``(n, …)`` or a dictionary of such, on the CPU, ``(n,)``."""
+        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         with th.no_grad():
-            return self.policy.predict_values(obs_as_tensor(observations, self.device)).flatten().cpu()
+            chunks = (obs_as_tensor(_take(observations, chunk), self.device) for chunk in _chunks(n))
+            return th.cat([self.policy.predict_values(obs).flatten().cpu() for obs in chunks])
 
     def _as_policy_actions(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a buffer, ``(n, action_dim)`` floats, as the policy's distribution takes them."""
@@ -454,13 +480,18 @@ class PolicyGradient(OnPolicyAlgorithm):
             samples, timesteps = self.rollout_buffer.samples()
         else:
             samples = next(self.rollout_buffer.get())
-        weights = samples.advantages
+        weights = samples.advantages.cpu().double()  # in float32 standardising a constant would give ±1
         if self.normalize_advantage and len(weights) > 1:
-            weights = (weights - weights.mean()) / (weights.std() + 1e-8)
+            weights = self._normalize(weights)
         if self.discounted_state_distribution:
-            weights = weights * th.as_tensor(discount_factors(timesteps.cpu(), self.gamma)).to(weights)
+            weights = weights * th.as_tensor(discount_factors(timesteps.cpu(), self.gamma))
+        weights = weights.to(samples.advantages)
         actions = self._as_policy_actions(samples.actions)
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, weights, samples.returns)
+
+    def _normalize(self, weights: th.Tensor) -> th.Tensor:
+        """Standardise the weights of a rollout, ``(n_used,)``."""
+        return (weights - weights.mean()) / (weights.std() + 1e-8)
 
     def _update_policy(self, batch: Batch) -> dict[str, float]:
         """One step along the estimated policy gradient, accumulated in chunks; return what to log."""
@@ -492,22 +523,27 @@ class PolicyGradient(OnPolicyAlgorithm):
 
     def _evaluate_actions(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Log-probability and entropy, or an estimate of it where there is no closed form, ``(n,)`` each."""
-        if type(self.policy).evaluate_actions is ActorCriticPolicy.evaluate_actions:
+        log_prob: th.Tensor
+        entropy: th.Tensor | None
+        if overrides(self.policy, "evaluate_actions", *NOT_SHARED):
+            _, log_prob, entropy = self.policy.evaluate_actions(obs, actions)
+        else:  # the same without the critic
             distribution = self.policy.get_distribution(obs)
             log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
-        else:
-            _, log_prob, entropy = self.policy.evaluate_actions(obs, actions)
         return log_prob, pseudo_entropy(log_prob) if entropy is None else entropy
 
     def _update_critic(self, batch: Batch) -> dict[str, float]:
         """``n_critic_updates`` passes over the rollout in minibatches; return what to log."""
+        in_policy = {id(p) for p in self.policy.parameters()}
+        if not all(id(p) in in_policy for p in self._critic_parameters()):
+            self._setup_critic_optimizer()  # the user has replaced the policy
         self.policy.set_training_mode(True)
         learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.critic_optimizer, learning_rate)
         parameters = self._critic_parameters()
         losses, n = [], len(batch.returns)
         n_minibatches = -(-n // self.batch_size)
-        for _ in range(self.n_critic_updates):
+        for _ in range(self.n_critic_updates if parameters else 0):  # none: the user has frozen the critic
             # Parts of equal size: no remainder of one sample, which would be noise (and batch norm refuses)
             order = th.randperm(n, device=batch.returns.device) if n_minibatches > 1 else None
             for minibatch in [slice(None)] if order is None else order.tensor_split(n_minibatches):
@@ -587,7 +623,7 @@ def _stack_obs(observations: tuple[Any, ...]) -> Any:
 
 
 def _check_integer(name: str, value: Any, minimum: int, hint: str = "") -> None:
-    if not isinstance(value, Integral):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer{hint}, not {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}{hint}, not {value}.")
@@ -610,17 +646,23 @@ def _check_rate(name: str, value: Any) -> None:
 def _require_finite(what: str, value: float) -> None:
     if not isfinite(value):
         raise ValueError(
-            f"Found NaN or infinity in {what}; training stops before the step it would have spoiled. The model is as it was "
-            "and can be saved. Try a smaller learning rate or normalised observations and rewards (VecNormalize)."
+            f"Found NaN or infinity in {what}; training stops before it touches the parameters, and the model can be saved. "
+            "Try a smaller learning rate or normalised observations and rewards (VecNormalize)."
         )
 
 
-def _require_finite_rows(what: str, array: Any, step: int | None = None) -> None:
-    """Refuse NaN and infinity in an array ``(n_steps, n_envs, …)``, or ``(n_envs, …)`` of the given step of the rollout."""
+def _require_finite_rows(what: str, array: Any, step: int | None = None, env: int | None = None) -> None:
+    """Refuse NaN and infinity in an array or a dictionary of arrays.
+
+    :param what: what the array holds
+    :param array: ``(n_steps, n_envs, …)``, or ``(n_envs, …)`` if ``step`` is given, or ``(1, …)`` if ``env`` is given too
+    :param step: step of the rollout
+    :param env: environment
+    """
     for part in array.values() if isinstance(array, dict) else [array]:
         if part.dtype.kind == "f" and not np.isfinite(part).all():
-            place = np.argwhere(~np.isfinite(part if step is None else part[None]))[0]
+            row, column, *_ = np.argwhere(~np.isfinite(part if step is None else part[None]))[0]
             raise ValueError(
-                f"Found NaN or infinity in the {what} of environment {place[1]}, step {place[0] if step is None else step} of "
-                "the rollout; training stops before the update. The model is as it was and can be saved."
+                f"Found NaN or infinity in the {what} of environment {column if env is None else env}, step "
+                f"{row if step is None else step} of the rollout; training stops before the update: the model can be saved."
             )

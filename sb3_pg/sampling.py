@@ -4,8 +4,9 @@ SB3's rollout calls ``policy(obs)`` at every step, which also evaluates the crit
 before the rollout is over, and then one batched pass gives them. :func:`make_sampler` picks, once a rollout, the cheapest of
 these ways to the same distribution:
 
-1. ``policy.forward``, if the policy overrides it: its values and log-probabilities are then the ones used;
-2. ``policy.get_distribution(obs).get_actions()``: gSDE, policies and distributions of the user's own;
+1. ``policy.forward``, if the policy overrides it or what it may differ in from ``get_distribution``: its values and
+   log-probabilities are then the ones used;
+2. ``policy.get_distribution(obs).get_actions()``: gSDE and distributions of the user's own;
 3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, dictionaries, GPUs, any
    layers;
 4. the same with the logits or means computed in NumPy: SB3's MLP policies on flat observations, on the CPU.
@@ -13,7 +14,7 @@ these ways to the same distribution:
 The last two draw the same actions from the same seed, up to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,10 +55,10 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, through_forward: bool =
     :param through_forward: call ``policy.forward`` even if the policy does not override it
     :return: a function from observations, ``(n_envs, …)`` or a dictionary of such, to a :class:`Sample`
     """
-    if through_forward or _overrides(policy, "forward", "extract_features", "__call__") or _is_altered(policy):
+    if through_forward or overrides(policy, "forward", "__call__", *NOT_SHARED) or _is_altered(policy):
         return _forward_sampler(policy)
     if (
-        _overrides(policy, "get_distribution", "_get_action_dist_from_latent")
+        overrides(policy, "_get_action_dist_from_latent")
         or type(policy.action_dist) not in _NOISE
         or vars(policy.action_dist).keys() & {"proba_distribution", "get_actions", "sample"}
     ):
@@ -65,7 +66,12 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, through_forward: bool =
     return _noise_sampler(policy, n_envs, _numpy_outputs(policy) if _is_plain_mlp(policy) else _torch_outputs(policy))
 
 
-def _overrides(policy: nn.Module, *names: str) -> bool:
+# SB3's get_distribution skips an overridden extract_features, its forward and evaluate_actions skip get_distribution: who
+# overrides one of them has a policy whose own forward and evaluate_actions have to be asked, as SB3's algorithms do
+NOT_SHARED = ("extract_features", "get_distribution")
+
+
+def overrides(policy: nn.Module, *names: str) -> bool:
     """Whether the policy replaces any of these methods of SB3's: in a subclass or on the instance."""
     return any(
         name in vars(policy) or getattr(type(policy), name, None) is not getattr(ActorCriticPolicy, name) for name in names
@@ -121,19 +127,18 @@ def _noise_sampler(policy: ActorCriticPolicy, n_envs: int, outputs: Outputs) -> 
     # A generator for each rollout, seeded from torch's, which the model's seed determines
     rng = np.random.default_rng(int(th.randint(2**63 - 1, ())))
     draw_noise = getattr(rng, _NOISE[type(policy.action_dist)])
-    n_outputs = int(policy.action_net.out_features)  # type: ignore[arg-type]
-    # Noise for many steps at once, as long as that is little memory
-    noise_shape = (max(1, 2048 // (n_envs * n_outputs)), n_envs, n_outputs)
-    noise = iter(np.empty((0, n_envs, n_outputs), dtype=np.float32))
+    noise: Iterator[np.ndarray] = iter(())
     shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
 
     def sample(obs: Any) -> Sample:
         nonlocal noise
+        out = outputs(obs)
         step_noise = next(noise, None)
         if step_noise is None:
-            noise = iter(draw_noise(size=noise_shape).astype(np.float32))
+            # For many steps at once, as long as that is little memory
+            noise = iter(draw_noise(size=(max(1, 2048 // out.size), *out.shape)).astype(np.float32))
             step_noise = next(noise)
-        return Sample(to_actions(outputs(obs), step_noise).reshape(shape))
+        return Sample(to_actions(out, step_noise).reshape(shape))
 
     return sample
 
@@ -149,8 +154,10 @@ def _make_to_actions(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndar
         )
     if isinstance(distribution, BernoulliDistribution):
         return lambda logits, logistic: (logits + logistic > 0.0).astype(np.float32)
-    std = policy.log_std.detach().exp().cpu().numpy()
-    return lambda means, normal: means + std * normal
+    if policy.log_std.device.type == "cpu":
+        log_std = policy.log_std.detach().numpy()  # a view: whatever changes it is seen at once
+        return lambda means, normal: means + np.exp(log_std) * normal
+    return lambda means, normal: means + policy.log_std.detach().exp().cpu().numpy() * normal
 
 
 def _torch_outputs(policy: ActorCriticPolicy) -> Outputs:

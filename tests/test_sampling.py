@@ -155,7 +155,7 @@ def test_subclasses_are_detected() -> None:
     assert paths == {
         OwnForward: "forward",
         OwnFeatures: "forward",
-        OwnDistribution: "distribution",
+        OwnDistribution: "forward",
         OwnLatent: "distribution",
         OwnCritic: "numpy",
     }
