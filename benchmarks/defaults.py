@@ -57,7 +57,7 @@ def main() -> None:
         return
     with FILE.open("a", newline="") as file:
         writer = csv.writer(file)
-        if not rows:
+        if file.tell() == 0:
             writer.writerow(["algorithm", "env", "steps", "changes", "seed", "return"])
         for env_id, steps, seeds, changes in [run for run in RUNS if run[0] in (arguments.envs or [run[0]])]:
             for seed in seeds:

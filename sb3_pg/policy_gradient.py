@@ -137,6 +137,11 @@ class PolicyGradient(OnPolicyAlgorithm):
     def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> None:
         """Subtract the baseline from ``rollout_buffer.advantages``; ``done_steps`` are the last steps of episodes."""
 
+    def _is_centred(self, n_episodes: int) -> bool:
+        """Whether standardising subtracts the mean weight of a rollout of so many episodes, or divides only."""
+        # The total return of a single episode is its own mean: nothing would be left
+        return not (self.weights == "return" and n_episodes == 1)
+
     def _step_policy(self) -> dict[str, float]:
         """Change the actor's parameters, given the gradient of the loss in their ``.grad``; return what to log."""
         grad_norm = self._clip_gradient("the policy's gradient", self._actor_parameters())
@@ -479,19 +484,18 @@ class PolicyGradient(OnPolicyAlgorithm):
         if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
             samples, timesteps = self.rollout_buffer.samples()
         else:
-            samples = next(self.rollout_buffer.get())
+            samples, timesteps = next(self.rollout_buffer.get()), th.zeros(0)
         weights = samples.advantages.cpu().double()  # in float32 standardising a constant would give ±1
         if self.normalize_advantage and len(weights) > 1:
-            weights = self._normalize(weights)
+            if self._is_centred(n_episodes=int((timesteps == 0).sum())):
+                weights = (weights - weights.mean()) / (weights.std() + 1e-8)
+            else:
+                weights = weights / (weights.square().mean().sqrt() + 1e-8)
         if self.discounted_state_distribution:
             weights = weights * th.as_tensor(discount_factors(timesteps.cpu(), self.gamma))
         weights = weights.to(samples.advantages)
         actions = self._as_policy_actions(samples.actions)
         return Batch(samples.observations, actions, samples.old_values, samples.old_log_prob, weights, samples.returns)
-
-    def _normalize(self, weights: th.Tensor) -> th.Tensor:
-        """Standardise the weights of a rollout, ``(n_used,)``."""
-        return (weights - weights.mean()) / (weights.std() + 1e-8)
 
     def _update_policy(self, batch: Batch) -> dict[str, float]:
         """One step along the estimated policy gradient, accumulated in chunks; return what to log."""

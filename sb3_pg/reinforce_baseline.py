@@ -31,7 +31,7 @@ class ReinforceBaseline(PolicyGradient):
     - ``"optimal"``: the constant of least variance (Greensmith et al. 2004), from earlier rollouts (0 in the first). It
       costs two gradients an episode.
 
-    The last two are constants, so ``normalize_advantage`` divides their weights by the standard deviation and leaves the mean
+    The last two are constants, so ``normalize_advantage`` divides their weights by the root mean square and leaves the mean
     alone: subtracting it would undo the choice of the constant.
 
     Without ``baseline="value"`` there is no critic: ``gae_lambda``, ``batch_size``, ``critic_learning_rate`` and
@@ -151,11 +151,9 @@ class ReinforceBaseline(PolicyGradient):
                 weights -= old[0] / old[1]
             self._optimal_moments = moments if old is None else _DECAY * old + (1.0 - _DECAY) * moments
 
-    def _normalize(self, weights: th.Tensor) -> th.Tensor:
-        if self.baseline in ("running_mean", "optimal"):
-            # Subtracting the mean of the batch would put it in the place of the constant that was subtracted
-            return weights / (weights.std() + 1e-8)
-        return super()._normalize(weights)
+    def _is_centred(self, n_episodes: int) -> bool:
+        # Subtracting the mean of the batch would put it in the place of the constant that was subtracted
+        return self.baseline not in ("running_mean", "optimal") and super()._is_centred(n_episodes)
 
     def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> estimators.Array:
         """Means over the episodes in use of ⟨g(τ), s(τ)⟩ and ‖s(τ)‖², ``(2,)``; one episode in memory at a time."""

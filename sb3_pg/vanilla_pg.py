@@ -38,7 +38,7 @@ class VanillaPG(PolicyGradient):
         the discounted return for γ < 1. Usually off: it all but ignores late steps. Refused with ``weights="return"``,
         which needs no factor
     :param normalize_advantage: Standardise the weights of a rollout (before γᵗ). Slightly biased, and robust to the scale
-        of rewards
+        of rewards. Where a rollout is a single episode, ``"return"`` weights are all the same and are scaled to ±1
     :param ent_coef: Coefficient of the entropy bonus
     :param max_grad_norm: Largest norm of a gradient, the policy's and the critic's each; None for no clipping
     :param critic_learning_rate: Learning rate of the critic, a number or a schedule; None for ``learning_rate``

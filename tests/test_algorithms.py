@@ -186,7 +186,6 @@ def test_agrees_with_a2c(env_id: str, gae_lambda: float) -> None:
     ours.compute_returns_and_advantage(last_values, a2c._last_episode_starts)
     np.testing.assert_allclose(ours.advantages, unflatten(theirs.advantages)[..., 0], rtol=1e-6, atol=2e-5)
     np.testing.assert_allclose(ours.returns, unflatten(theirs.returns)[..., 0], rtol=1e-6, atol=2e-5)
-    model.uses_critic_before = None
     model._update_policy(model._make_batch())
     actor = {name for name in gradients if "value" not in name}
     assert actor == {name for name, p in model.policy.named_parameters() if p.grad is not None}
@@ -461,6 +460,137 @@ def test_an_overridden_evaluate_actions_is_used() -> None:
     assert Scaled.calls > calls
 
 
+class OwnFeatures(ActorCriticPolicy):
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        return super().extract_features(obs * th.tensor([0.0, 0.0, 0.0, 30.0]), features_extractor)
+
+
+def test_an_overridden_extract_features_is_used_throughout() -> None:
+    # SB3's get_distribution skips it, its forward and evaluate_actions do not
+    model = VanillaPG(OwnFeatures, "CartPole-v1", n_steps=64, seed=0, max_grad_norm=None, n_critic_updates=0)
+    model.learn(64)
+    gradient = [p.grad.clone() for p in model._actor_parameters()]
+    batch = model._make_batch()
+    model.policy.load_state_dict(VanillaPG(OwnFeatures, "CartPole-v1", n_steps=64, seed=0).policy.state_dict())
+    _, log_prob, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
+    th.testing.assert_close(log_prob.detach(), batch.log_probs)
+    expected = th.autograd.grad(-(log_prob * batch.weights).mean(), model._actor_parameters())
+    th.testing.assert_close(gradient, list(expected))
+
+
+class SquashedMeans(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_net = nn.Sequential(self.action_net, nn.Tanh())
+
+
+class NoCritic(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.mlp_extractor.value_net, self.value_net = nn.Sequential(), None
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        distribution = self.get_distribution(obs)
+        return th.zeros(len(obs), 1), distribution.log_prob(actions), distribution.entropy()
+
+
+def test_an_actor_of_ones_own() -> None:
+    model = VanillaPG(SquashedMeans, "Pendulum-v1", n_steps=16, seed=0)
+    before = params(model)
+    assert "action_net.0.weight" in changed(before, model.learn(32))
+
+
+def test_a_policy_without_critic() -> None:
+    model = VanillaPG(NoCritic, "CartPole-v1", weights="return", n_steps=16, seed=0)
+    before = params(model)
+    assert "action_net.weight" in changed(before, model.learn(32))
+    with pytest.raises(ValueError, match="no parameters of its own"):
+        VanillaPG(NoCritic, "CartPole-v1")
+
+
+def test_a_compiled_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    before = params(model)
+    model.policy = th.compile(model.policy, backend="eager")
+    model.learn(32)
+    after = model.get_parameters()["policy"]
+    assert not th.equal(before["action_net.weight"], after["action_net.weight"])
+    assert not th.equal(before["value_net.weight"], after["value_net.weight"])
+
+
+def test_a_replaced_policy_is_trained() -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0).learn(16)
+    model.policy = ActorCriticPolicy(model.observation_space, model.action_space, model.lr_schedule)
+    before = params(model)
+    assert {"action_net.weight", "value_net.weight"} <= changed(before, model.learn(16))
+
+
+@pytest.mark.parametrize(
+    "name", ["log_std", "mlp_extractor.policy_net.0.weight", "value_net.weight", "mlp_extractor.value_net.0.bias"]
+)
+@pytest.mark.parametrize(
+    "cls, kwargs", [(VanillaPG, {}), (ReinforceBaseline, {}), (ReinforceBaseline, dict(baseline="optimal"))]
+)
+def test_frozen_parameters_stay(cls: type[PolicyGradient], kwargs: dict[str, Any], name: str) -> None:
+    model = cls("MlpPolicy", gym.make("Pendulum-v1", max_episode_steps=8), n_steps=16, seed=0, **kwargs)
+    dict(model.policy.named_parameters())[name].requires_grad_(False)
+    before = params(model)
+    updated = changed(before, model.learn(64))
+    assert "action_net.weight" in updated and name not in updated
+
+
+def test_a_frozen_critic() -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    for p in model._critic_parameters():
+        p.requires_grad_(False)
+    before = params(model)
+    updated = changed(before, model.learn(32))
+    assert "action_net.weight" in updated and not any("value" in key for key in updated)
+
+
+def test_a_callback_may_change_the_policy_before_the_rollout() -> None:
+    class Quiet(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.model.policy.log_std.data.fill_(-6.0)
+
+        def _on_step(self) -> bool:
+            return True
+
+    model = VanillaPG("MlpPolicy", IdentityEnvBox(ep_length=8), n_steps=64, seed=0).learn(64, callback=Quiet())
+    assert model.rollout_buffer.actions.std() < 0.1
+    assert model.rollout_buffer.log_probs.mean() == pytest.approx(-0.5 * (1 + np.log(2 * np.pi)) + 6.0, abs=0.3)
+
+
+@pytest.mark.parametrize("baseline", ["running_mean", "optimal"])
+def test_standardising_leaves_constant_baselines_alone(baseline: str) -> None:
+    def train(cls: type[PolicyGradient], **kwargs: Any) -> dict[str, th.Tensor]:
+        env = make_vec_env("CartPole-v1", 2, seed=0)
+        return params(cls("MlpPolicy", env, weights="reward_to_go", seed=0, n_steps=32, device="cpu", **kwargs).learn(1000))
+
+    with_baseline, without = train(ReinforceBaseline, baseline=baseline), train(VanillaPG)
+    assert (with_baseline["action_net.weight"] - without["action_net.weight"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("n_episodes, expected", [(1, -1.0), (2, 0.0)])
+def test_equal_returns_standardise_to_zero_but_a_single_one_to_its_sign(n_episodes: int, expected: float) -> None:
+    env = ScriptedEnv([200], reward=-1.0)
+    model = VanillaPG("MlpPolicy", env, weights="return", n_episodes=n_episodes, seed=0).learn(200)
+    np.testing.assert_allclose(model._make_batch().weights, expected, atol=1e-3)
+
+
+class IntegerActions(ScriptedEnv):
+    def __init__(self) -> None:
+        super().__init__([8])
+        self.action_space = spaces.Box(-5, 5, (1,), np.int32)
+
+
+def test_integer_box_actions_are_scored_as_sampled() -> None:
+    model = VanillaPG("MlpPolicy", DummyVecEnv([IntegerActions]), n_steps=16, seed=0).learn(16)
+    actions = model.rollout_buffer.actions
+    assert (actions != np.round(actions)).any()
+
+
 def test_linear_policy() -> None:
     model = VanillaPG("MlpPolicy", "CartPole-v1", weights="return", policy_kwargs=dict(net_arch=[]), n_steps=16).learn(100)
     assert sum(p.numel() for p in model._actor_parameters()) == 2 * 4 + 2
@@ -496,6 +626,9 @@ BAD: list[tuple[type[PolicyGradient], dict[str, Any], type[Exception], str]] = [
     (VanillaPG, dict(learning_rate=-1e-3), ValueError, "learning_rate must be"),
     (VanillaPG, dict(learning_rate="lin_1e-3"), TypeError, "learning_rate must be a number or a schedule"),
     (VanillaPG, dict(critic_learning_rate="lin_1e-3"), TypeError, "critic_learning_rate must be a number or a schedule"),
+    (VanillaPG, dict(normalize_advantage="no"), TypeError, "normalize_advantage must be True or False"),
+    (VanillaPG, dict(n_episodes=True), TypeError, "n_episodes must be an integer"),
+    (VanillaPG, dict(sde_sample_freq="a"), TypeError, "sde_sample_freq must be an integer"),
     (VanillaPG, dict(weights="return", discounted_state_distribution=True), ValueError, "takes no γ"),
     (VanillaPG, dict(weights="return", rollout_buffer_class=RolloutBuffer), ValueError, "EpisodeRolloutBuffer"),
     (VanillaPG, dict(n_episodes=1, rollout_buffer_class=RolloutBuffer), ValueError, "EpisodeRolloutBuffer"),
@@ -537,6 +670,17 @@ def test_not_finite_from_the_environment(cls: type[PolicyGradient], kwargs: dict
     with pytest.raises(ValueError, match=f"NaN or infinity in the {what} of environment 1"):
         model.learn(1000, callback=Snapshot())
     assert not changed(before, model) and model._n_updates > 0
+
+
+def test_not_finite_terminal_observation() -> None:
+    class Ends(ScriptedEnv):
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return (obs * np.nan if truncated else obs), reward, terminated, truncated, info
+
+    env = DummyVecEnv([lambda: ScriptedEnv([30]), lambda: Ends([30], truncate=True)])
+    with pytest.raises(ValueError, match="terminal observation of environment 1, step 29"):
+        VanillaPG("MlpPolicy", env, n_steps=64, seed=0).learn(128)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

@@ -19,4 +19,4 @@ def test_cartpole(cls: type[PolicyGradient], kwargs: dict[str, Any], threshold: 
     for seed in (0, 1):
         model = cls("MlpPolicy", "CartPole-v1", seed=seed, device="cpu", **kwargs).learn(100_000)
         returns.append(evaluate_policy(model, make_vec_env("CartPole-v1", seed=seed), n_eval_episodes=20)[0])
-    assert max(returns) >= threshold
+    assert sum(returns) / len(returns) >= threshold
