@@ -1,15 +1,16 @@
-# Needs Python 3.10+ and make; everything else goes into .venv.
-# TORCH chooses the build of PyTorch, e.g. make test TORCH=torch==2.13.0
+# Needs Python 3.10+ and make; everything else goes into $(VENV).
+# TORCH chooses the build of PyTorch when the environment is made, e.g. make test TORCH=torch==2.13.0
 PYTHON ?= python3
 TORCH ?= torch
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
 .PHONY: all train test check format lint types build clean
 all: $(STAMP)
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
@@ -38,4 +39,4 @@ build: $(STAMP)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv dist
+	rm -rf $(VENV) dist
