@@ -224,7 +224,8 @@ class PolicyGradient(OnPolicyAlgorithm):
             else np.zeros((1, *obs.shape), obs.dtype)  # type: ignore[misc]
         )
         obs_tensor = obs_as_tensor(zeros, self.device)
-        actions = self._as_policy_actions(th.zeros((1, *self.action_space.shape), device=self.device).reshape(1, -1))  # type: ignore[misc]
+        action = th.zeros((1, *self.action_space.shape), device=self.device)  # type: ignore[misc]
+        actions = self._as_policy_actions(action.reshape(1, -1))
         parameters = list(self.policy.parameters())
         frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
         for p in frozen:
@@ -236,10 +237,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         of_actor = th.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
         for p in frozen:
             p.requires_grad_(False)
-        with th.no_grad():
-            self.policy.evaluate_actions(
-                obs_tensor, actions
-            )  # leaves no graph behind in the policy, which could not be copied
+        with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
+            self.policy.evaluate_actions(obs_tensor, actions)
         return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
 
     def _critic_parameters(self) -> list[th.nn.Parameter]:
