@@ -27,7 +27,7 @@ RUNS: list[tuple[str, int, range, dict[str, Any]]] = [
     ("Acrobot-v1", 150_000, range(3), {}),
     ("Pendulum-v1", 200_000, range(3), {}),
     ("Pendulum-v1", 200_000, range(3), dict(gamma=0.95, n_critic_updates=10)),
-    ("LunarLander-v3", 200_000, range(2), {}),
+    ("LunarLander-v3", 200_000, range(1), {}),
 ]
 
 
