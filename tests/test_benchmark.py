@@ -34,6 +34,13 @@ def test_speed_writes_table_and_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "CartPole-v1" in capsys.readouterr().out
 
 
+def test_an_unknown_environment_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["speed", "--envs", "NoSuchEnvironment-v0:1", "--output", str(tmp_path / "speed.csv")])
+    assert error.value.code == 1
+    assert "NoSuchEnvironment" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

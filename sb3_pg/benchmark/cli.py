@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import gymnasium as gym
+
 PAIRS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 
 
@@ -45,4 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         from sb3_pg.benchmark.speed import run_speed
     except ModuleNotFoundError as error:
         parser.exit(1, f"{error.name} is missing: pip install 'sb3-pg[benchmark]'\n")
-    run_speed(arguments.envs, arguments.steps, arguments.repetitions, arguments.threads, arguments.seed, arguments.output)
+    try:
+        run_speed(arguments.envs, arguments.steps, arguments.repetitions, arguments.threads, arguments.seed, arguments.output)
+    except gym.error.Error as error:  # unknown, or its package is missing
+        parser.exit(1, f"{error}\n")
