@@ -15,9 +15,14 @@ _SAMPLED = ("observations", "actions", "values", "log_probs", "advantages", "ret
 _STORED = (*_SAMPLED, "rewards", "episode_starts", "timesteps", "mask")
 
 
-def _map_obs(function: Callable[[Any], Any], x: Any) -> Any:
+def map_obs(function: Callable[[Any], Any], x: Any) -> Any:
     """``function`` of an array or tensor, or of each entry of a dictionary of them."""
     return {key: function(value) for key, value in x.items()} if isinstance(x, dict) else function(x)
+
+
+def take_obs(observations: Any, rows: Any) -> Any:
+    """Rows of observations: of an array or tensor, or of each entry of a dictionary of them."""
+    return map_obs(lambda x: x[rows], observations)
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
@@ -59,7 +64,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def _grow(self) -> None:
         for name, array in self._storage.items():
-            self._storage[name] = _map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array)
+            self._storage[name] = map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array)
         self.__dict__.update(self._storage)
 
     def add(
@@ -107,7 +112,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def trim(self) -> None:
         """End the rollout: from here on the fields are as long as the rollout, and ``buffer_size`` says how long."""
         for name, array in self._storage.items():
-            setattr(self, name, _map_obs(lambda a: a[: self.pos], array))
+            setattr(self, name, map_obs(lambda a: a[: self.pos], array))
         self.buffer_size = self.pos
         self.full = True
 
@@ -145,16 +150,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             )
             self.returns[...] = self.advantages + self.values
         else:
-            weight_function = {"return": estimators.total_return, "reward_to_go": estimators.reward_to_go}[weights]
-            self.advantages[...] = weight_function(self.rewards, done_steps, self.gamma)
-            self.returns[...] = estimators.reward_to_go(self.rewards, done_steps, self.gamma)
+            returns = estimators.reward_to_go(self.rewards, done_steps, self.gamma)
+            # The total return is the reward-to-go of the first step
+            psi = {"return": estimators.episode_first(returns, done_steps), "reward_to_go": returns}
+            self.advantages[...] = psi[weights]
+            self.returns[...] = returns
 
     def _flatten(self) -> None:
         """Make the sampled fields ``(n_steps · n_envs, …)``, environment by environment, as SB3 does before sampling."""
         assert self.full, "The rollout has not ended"
         if not self.generator_ready:
             for name in _SAMPLED:
-                setattr(self, name, _map_obs(self.swap_and_flatten, getattr(self, name)))
+                setattr(self, name, map_obs(self.swap_and_flatten, getattr(self, name)))
             self.generator_ready = True
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:  # type: ignore[override]
@@ -180,7 +187,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             return th.as_tensor(array[used], device=self.device)
 
         # SB3's samples carry float actions, whatever the action space
-        fields = [_map_obs(to_torch, self.observations), to_torch(self.actions).float()]
+        fields = [map_obs(to_torch, self.observations), to_torch(self.actions).float()]
         fields += [to_torch(getattr(self, name)).flatten() for name in ("values", "log_probs", "advantages", "returns")]
         sample_class: Any = DictRolloutBufferSamples if isinstance(self.observations, dict) else RolloutBufferSamples
         return sample_class(*fields), to_torch(self.swap_and_flatten(self.timesteps)).flatten()

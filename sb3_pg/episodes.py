@@ -53,8 +53,8 @@ class EpisodeSelection:
             elif self.steps >= self.n_steps:
                 self.in_use = self.in_use & ~dones
             self.all_in_use = bool(self.in_use.all())
-        if not self.in_use.any():
-            return False
+            if not self.in_use.any():
+                return False
         if self.steps >= self._deadline:
             self._check_deadline()
         return True

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, _map_obs
+from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, map_obs, take_obs
 from sb3_pg.episodes import EpisodeSelection
 from sb3_pg.estimators import discount_factors
 from sb3_pg.losses import pseudo_entropy, score_function_loss, value_loss
@@ -134,8 +134,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         """Whether rollouts consist of whole episodes. If not, they are cut after ``n_steps`` and bootstrapped."""
         return self.weights != "gae" or self.n_episodes is not None
 
-    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> None:
-        """Subtract the baseline from ``rollout_buffer.advantages``; ``done_steps`` are the last steps of episodes."""
+    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> None:
+        """Subtract the baseline from ``rollout_buffer.advantages``; ``dones``: whether the last step ended an episode."""
 
     def _is_centred(self, n_episodes: int) -> bool:
         """Whether standardising subtracts the mean weight of a rollout of so many episodes, or divides only."""
@@ -419,7 +419,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.compute_returns_and_advantage(last_values, dones, self.weights, terminal_values)
             _require_finite_rows("weight", rollout_buffer.advantages)
-            self._subtract_baseline(rollout_buffer, rollout_buffer.done_steps(dones))
+            self._subtract_baseline(rollout_buffer, dones)
             if self.whole_episodes:
                 mask = rollout_buffer.mask
                 self.logger.record("rollout/episodes_used", int((mask & (rollout_buffer.timesteps == 0)).sum()))
@@ -432,7 +432,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         """One batched pass over the steps in use, in the mode and with the parameters the rollout was played with."""
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
         n_rows = rollout_buffer.buffer_size * rollout_buffer.n_envs
-        observations = _map_obs(lambda a: a.reshape(n_rows, *a.shape[2:]), rollout_buffer.observations)
+        observations = map_obs(lambda a: a.reshape(n_rows, *a.shape[2:]), rollout_buffer.observations)
         actions = rollout_buffer.actions.reshape(n_rows, -1)
         values, log_probs = rollout_buffer.values.reshape(-1), rollout_buffer.log_probs.reshape(-1)  # views
         values[:] = log_probs[:] = 0.0
@@ -440,8 +440,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         with th.no_grad():
             for chunk in _chunks(len(used)):
                 rows = used[chunk]
-                obs = obs_as_tensor(_take(observations, rows), self.device)
-                action = self._as_policy_actions(th.as_tensor(actions[rows], device=self.device).float())
+                obs, action = self._to_tensors(take_obs(observations, rows), actions[rows])
                 log_probs[rows] = self._evaluate_actions(obs, action)[0].cpu().numpy()
                 if self.uses_critic:
                     values[rows] = self.policy.predict_values(obs).flatten().cpu().numpy()
@@ -450,8 +449,13 @@ class PolicyGradient(OnPolicyAlgorithm):
         """V of observations, ``(n, …)`` or a dictionary of such, on the CPU, ``(n,)``."""
         n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         with th.no_grad():
-            chunks = (obs_as_tensor(_take(observations, chunk), self.device) for chunk in _chunks(n))
+            chunks = (obs_as_tensor(take_obs(observations, chunk), self.device) for chunk in _chunks(n))
             return th.cat([self.policy.predict_values(obs).flatten().cpu() for obs in chunks])
+
+    def _to_tensors(self, observations: Any, actions: np.ndarray) -> tuple[Any, th.Tensor]:
+        """Observations and actions of a buffer, ``(n, …)`` each, as the policy takes them."""
+        actions_tensor = th.as_tensor(actions, device=self.device).float()
+        return obs_as_tensor(observations, self.device), self._as_policy_actions(actions_tensor)
 
     def _as_policy_actions(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a buffer, ``(n, action_dim)`` floats, as the policy's distribution takes them."""
@@ -505,7 +509,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, n = 0.0, 0.0, len(batch.weights)
         for chunk in _chunks(n):
-            log_prob, entropy = self._evaluate_actions(_take(batch.observations, chunk), batch.actions[chunk])
+            log_prob, entropy = self._evaluate_actions(take_obs(batch.observations, chunk), batch.actions[chunk])
             loss = score_function_loss(log_prob, batch.weights[chunk], self._normalizer)
             policy_loss += loss.item()
             entropy_of_chunk = entropy.sum()
@@ -519,7 +523,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         # SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps from all over the rollout
         some = slice(None, None, -(-n // KL_SAMPLES))
         with th.no_grad():
-            log_prob, _ = self._evaluate_actions(_take(batch.observations, some), batch.actions[some])
+            log_prob, _ = self._evaluate_actions(take_obs(batch.observations, some), batch.actions[some])
             log_ratio = log_prob - batch.log_probs[some]
             approx_kl = (log_ratio.exp() - 1.0 - log_ratio).mean().item()
         return {"policy_loss": policy_loss, "entropy_loss": -entropy_sum / n, "approx_kl": approx_kl, **metrics}
@@ -550,7 +554,7 @@ class PolicyGradient(OnPolicyAlgorithm):
             # Parts of equal size: no remainder of one sample, which would be noise (and batch norm refuses)
             order = th.randperm(n, device=batch.returns.device) if n_minibatches > 1 else None
             for minibatch in [slice(None)] if order is None else order.tensor_split(n_minibatches):
-                values = self.policy.predict_values(_take(batch.observations, minibatch)).flatten()
+                values = self.policy.predict_values(take_obs(batch.observations, minibatch)).flatten()
                 loss = value_loss(values, batch.returns[minibatch])
                 losses.append(loss.item())
                 _require_finite("the critic's loss", losses[-1])
@@ -611,11 +615,6 @@ def _fuse(optimizer: th.optim.Optimizer) -> None:
 
 def _chunks(n: int) -> Iterator[slice]:
     return (slice(start, start + CHUNK_SIZE) for start in range(0, n, CHUNK_SIZE))
-
-
-def _take(observations: Any, rows: Any) -> Any:
-    """Rows of a batch of observations, of an array or tensor or of a dictionary of such."""
-    return _map_obs(lambda x: x[rows], observations)
 
 
 def _stack_obs(observations: tuple[Any, ...]) -> Any:

@@ -7,10 +7,9 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import estimators
-from sb3_pg.buffers import EpisodeRolloutBuffer, _map_obs
+from sb3_pg.buffers import EpisodeRolloutBuffer, take_obs
 from sb3_pg.policy_gradient import PolicyGradient
 
 # Share of the running mean, and of the optimal baseline's moments, that a rollout leaves in place
@@ -128,9 +127,10 @@ class ReinforceBaseline(PolicyGradient):
                 'baseline="leave_one_out" averages over other episodes: use several environments, or n_episodes of at least 2.'
             )
 
-    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> None:
+    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> None:
         if self.weights == "gae":
             return
+        done_steps = rollout_buffer.done_steps(dones)
         weights, mask, per_episode = rollout_buffer.advantages, rollout_buffer.mask, self.weights == "return"
         if self.baseline == "value":
             weights -= estimators.value_baseline(rollout_buffer.values, done_steps, per_episode)
@@ -168,12 +168,11 @@ class ReinforceBaseline(PolicyGradient):
 
     def _episode_gradients(self, rollout_buffer: EpisodeRolloutBuffer, env: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """g(τ) = Σ ∇log π · Ψ and s(τ) = Σ ∇log π of the episode in these rows, ``(n_parameters,)`` each."""
-        obs = obs_as_tensor(_map_obs(lambda x: x[rows, env], rollout_buffer.observations), self.device)
-        actions = th.as_tensor(rollout_buffer.actions[rows, env], device=self.device).float()
+        obs, actions = self._to_tensors(take_obs(rollout_buffer.observations, (rows, env)), rollout_buffer.actions[rows, env])
         factors = np.ones(rows.stop - rows.start)
         if self.discounted_state_distribution:
             factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
-        log_prob, _ = self._evaluate_actions(obs, self._as_policy_actions(actions))
+        log_prob, _ = self._evaluate_actions(obs, actions)
         parameters = self._actor_parameters()
 
         def gradient_of_sum(step_weights: np.ndarray) -> np.ndarray:

@@ -195,7 +195,7 @@ def test_agrees_with_a2c(env_id: str, gae_lambda: float) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_sb3s_buffer_and_ours_make_the_same_update(env_id: str) -> None:
+def test_sb3s_buffer_and_ours_make_the_same_update(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through SB3's own buffer and step-by-step forward passes, or through ours in one batched pass."""
     models = []
     for buffer_class in (RolloutBuffer, None):
@@ -204,13 +204,10 @@ def test_sb3s_buffer_and_ours_make_the_same_update(env_id: str) -> None:
         _, callback = model._setup_learn(1000)
         if models:  # replay the same actions, which the two paths would draw from other generators
             recorded = iter(models[0].rollout_buffer.actions.copy())
-            sampler = sb3_pg.policy_gradient.make_sampler
-            sb3_pg.policy_gradient.make_sampler = lambda *args, **kwargs: (
-                lambda obs: sb3_pg.sampling.Sample(next(recorded).reshape(2, *env.action_space.shape))
-            )
+            shape = (2, *env.action_space.shape)
+            replay = lambda obs: sb3_pg.sampling.Sample(next(recorded).reshape(shape))  # noqa: E731
+            monkeypatch.setattr(sb3_pg.policy_gradient, "make_sampler", lambda *args, **kwargs: replay)
         model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
-        if models:
-            sb3_pg.policy_gradient.make_sampler = sampler
         models.append(model)
     theirs, ours = (model.rollout_buffer for model in models)
     for name in ("observations", "actions", "values", "log_probs", "advantages", "returns"):
@@ -303,8 +300,10 @@ def test_eval_callback_and_metrics(tmp_path: Path) -> None:
     model = VanillaPG("MlpPolicy", "Pendulum-v1", n_steps=64, tensorboard_log=str(tmp_path), seed=0)
     model.learn(300, callback=callback, log_interval=100)
     assert (tmp_path / "VanillaPG_1").is_dir() and (tmp_path / "evaluations.npz").is_file()
-    train = {"policy_loss", "value_loss", "entropy_loss", "explained_variance", "grad_norm", "approx_kl", "std", "n_updates"}
-    train |= {"learning_rate"}
+    train = {
+        *("policy_loss", "value_loss", "entropy_loss", "explained_variance", "grad_norm"),
+        *("approx_kl", "std", "n_updates", "learning_rate"),
+    }
     assert {f"train/{name}" for name in train} <= set(model.logger.name_to_value)
     whole = VanillaPG("MlpPolicy", "CartPole-v1", weights="return", seed=0).learn(300, log_interval=100)
     assert {"rollout/episodes_used", "rollout/steps_used_fraction"} <= set(whole.logger.name_to_value)

@@ -181,7 +181,7 @@ class DropStraddling(EpisodeRolloutBuffer):
 class BatchMean(ReinforceBaseline):
     """Subtracts a mean that contains the episode's own return."""
 
-    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> None:
+    def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> None:
         rollout_buffer.advantages -= rollout_buffer.advantages[rollout_buffer.mask & (rollout_buffer.timesteps == 0)].mean()
 
 
