@@ -1,1 +1,1 @@
-"""Benchmarks against the peers. ``python -m sb3_pg.benchmark --help``."""
+"""Benchmarks against the peers. ``sb3-pg benchmark --help``."""

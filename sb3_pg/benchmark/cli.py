@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     :param argv: arguments; those of the process if None
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_pg.benchmark", description="Benchmarks of sb3_pg against its peers.")
+    parser = argparse.ArgumentParser(prog="sb3-pg benchmark", description="Benchmarks of sb3_pg against its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
     speed = commands.add_parser(
         "speed",

@@ -1,0 +1,177 @@
+"""Registration with rl-zoo3: the algorithms, their Optuna samplers and their hyperparameter files.
+
+Nothing here is imported by the algorithms, and rl-zoo3 (the extra ``zoo``) is imported when a function is called.
+"""
+
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_pg.policy_gradient import PolicyGradient
+from sb3_pg.reinforce_baseline import ReinforceBaseline
+from sb3_pg.vanilla_pg import VanillaPG
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+#: Our algorithms by the names rl-zoo3 knows them by
+ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline}
+
+# Hyperparameters of ours that may be schedules; rl-zoo3 knows its own
+_SCHEDULES = ("critic_learning_rate",)
+
+
+def hyperparams_file(algo: str) -> Path:
+    """Path of the hyperparameter file of one of our algorithms, in a checkout or an installed package.
+
+    :param algo: ``"vpg"`` or ``"reinforce"``
+    :return: path of the YAML file
+    """
+    package = Path(__file__).parent
+    installed = package / "hyperparams"
+    return (installed if installed.is_dir() else package.parent / "hyperparams") / f"{algo}.yml"
+
+
+def register() -> None:
+    """Make ``--algo vpg`` and ``--algo reinforce`` known to rl-zoo3, in this process. Calling it again changes nothing.
+
+    Training, hyperparameter search and loading of trials then work as with rl-zoo3's own algorithms; without
+    ``--conf-file`` our hyperparameter files are read, and ``critic_learning_rate: lin_…`` is a schedule.
+
+    :raises ModuleNotFoundError: without rl-zoo3
+    """
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+    from rl_zoo3.utils import ALGOS
+
+    if ALGORITHMS.keys() <= ALGOS.keys():
+        return
+    ALGOS.update(ALGORITHMS)
+    HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params})
+    HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
+    _extend(ExperimentManager)
+
+
+def _extend(manager: Any) -> None:
+    """Teach rl-zoo3's ExperimentManager two things it has no setting for: where our files are, and our schedules."""
+    init, preprocess_schedules = manager.__init__, manager._preprocess_schedules
+
+    @wraps(init)
+    def __init__(self: Any, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
+        if config is None and algo in ALGORITHMS:
+            config = str(hyperparams_file(algo))
+        init(self, args, algo, *rest, config=config, **kwargs)
+
+    @wraps(preprocess_schedules)
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for name in ("learning_rate", "clip_range", "clip_range_vf", *_SCHEDULES):
+            if isinstance(hyperparams.get(name), str):
+                _check_schedule(name, hyperparams[name])
+        for name in _SCHEDULES:
+            if isinstance(hyperparams.get(name), str):
+                hyperparams[name] = preprocess_schedules({"learning_rate": hyperparams[name]})["learning_rate"]
+        schedules: dict[str, Any] = preprocess_schedules(hyperparams)
+        return schedules
+
+    manager.__init__, manager._preprocess_schedules = __init__, staticmethod(_preprocess_schedules)
+
+
+def _check_schedule(name: str, value: str) -> None:
+    try:
+        _, initial_value = value.split("_")
+        float(initial_value)
+    except ValueError:
+        raise ValueError(
+            f"{name}: {value!r} is neither a number nor a linear schedule such as lin_1e-3 "
+            "(to YAML, 1e-3 is text: write 1.0e-3)."
+        ) from None
+
+
+def sample_vpg_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """Sample hyperparameters of VanillaPG. The arguments and their order are rl-zoo3's.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: unused
+    :return: arguments of the constructor
+    """
+    weights = trial.suggest_categorical("weights", ["gae", "reward_to_go", "return"])
+    return _to_arguments({"weights": weights, **_suggest_common(trial, n_actions)})
+
+
+def sample_reinforce_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """Sample hyperparameters of ReinforceBaseline. The arguments and their order are rl-zoo3's.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: unused
+    :return: arguments of the constructor
+    """
+    # A single environment has no other episode at the same time to compare with
+    leave_one_out = ["leave_one_out"] if n_envs > 1 else []
+    own = {
+        "baseline": trial.suggest_categorical("baseline", ["value", *leave_one_out, "running_mean", "optimal"]),
+        "rollout": trial.suggest_categorical("rollout", ["n_steps", "n_episodes"]),
+        "n_episodes_pow": trial.suggest_int("n_episodes_pow", 0, 4),
+    }
+    return _to_arguments({**own, **_suggest_common(trial, n_actions)})
+
+
+def _suggest_common(trial: "Trial", n_actions: int) -> dict[str, Any]:
+    # All of them in every trial, in use or not: the multivariate TPE sampler needs a search space that does not change
+    params: dict[str, Any] = {
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 4, 10),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+        "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 1e-2, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
+        "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+    if n_actions > 0:
+        params["log_std_init"] = trial.suggest_float("log_std_init", -3.0, 0.5)
+    # Display true values
+    trial.set_user_attr("gamma", 1 - params["one_minus_gamma"])
+    trial.set_user_attr("gae_lambda", 1 - params["one_minus_gae_lambda"])
+    trial.set_user_attr("n_steps", 2 ** params["n_steps_pow"])
+    trial.set_user_attr("batch_size", 2 ** params["batch_size_pow"])
+    return params
+
+
+def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of one of our algorithms, as a YAML file would give them, from the values of a trial.
+
+    :param sampled_params: ``trial.params``
+    :return: hyperparameters; a linear schedule is the string ``lin_…``
+    """
+    from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+
+    params = dict(sampled_params)
+    is_linear = params.pop("lr_schedule") == "linear"
+    by_episodes = params.pop("rollout", "n_steps") == "n_episodes"
+    n_episodes = 2 ** params.pop("n_episodes_pow", 0)
+    log_std_init = params.pop("log_std_init", None)
+    hyperparams: dict[str, Any] = convert_onpolicy_params(params)
+    # Named in any case: n_episodes of the YAML file would override the sampled n_steps
+    hyperparams["n_episodes"] = n_episodes if by_episodes else None
+    if is_linear:
+        hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
+    if log_std_init is not None:
+        hyperparams["policy_kwargs"]["log_std_init"] = log_std_init
+    return hyperparams
+
+
+def _to_arguments(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`convert_params` returns, with the schedules rl-zoo3 makes of the strings of a YAML file."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    arguments: dict[str, Any] = ExperimentManager._preprocess_schedules(convert_params(sampled_params))
+    return arguments

@@ -1,0 +1,171 @@
+"""The command sb3-pg, as a user types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+
+from sb3_pg.cli import main
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
+
+
+def start(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "ignore", *program, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def sb3_pg(folder: Path, command: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> str:
+    code, out, err = finish(start(folder, *command.split(), program=program))
+    assert code == 0, out + err
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of each of our algorithms on CartPole-v1."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for algo in ("vpg", "reinforce"):
+        for seed in (1, 2):
+            sb3_pg(folder, f"train --algo {algo} --env CartPole-v1 -n 800 --eval-freq 400 --seed {seed} --save-freq 400")
+    return folder
+
+
+@pytest.mark.parametrize("algo", ["vpg", "reinforce"])
+def test_train_enjoy_continue_and_record(algo: str, trained: Path) -> None:
+    run = trained / f"logs/{algo}/CartPole-v1_1"
+    for name in ("CartPole-v1.zip", "best_model.zip", "rl_model_400_steps.zip", "CartPole-v1/args.yml", "0.monitor.csv"):
+        assert (run / name).is_file(), name
+    assert len(np.load(run / "evaluations.npz")["results"]) == 2
+    # The zoo writes an OrderedDict, a tag only the full loader knows
+    assert yaml.load((run / "CartPole-v1/config.yml").read_text(), yaml.UnsafeLoader)["n_envs"] == 8
+
+    out = sb3_pg(trained, f"enjoy --algo {algo} --env CartPole-v1 --no-render -n 600 --load-best --exp-id 1")
+    assert "Mean reward" in out
+    out = sb3_pg(
+        trained, f"train --algo {algo} --env CartPole-v1 -i {run}/CartPole-v1.zip -n 300 --log-folder more -params n_steps:8"
+    )
+    assert "Loading pretrained agent" in out
+    assert (trained / f"more/{algo}/CartPole-v1_1/CartPole-v1.zip").is_file()
+    sb3_pg(trained, f"record_video --algo {algo} --env CartPole-v1 -n 20 -o videos --exp-id 1 --no-render")
+    (video,) = (trained / "videos").glob(f"*{algo}*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_plots_are_written_without_a_display(trained: Path) -> None:
+    sb3_pg(trained, "plot_train -a vpg -e CartPole-v1 -f logs -w 5")
+    out = sb3_pg(trained, "all_plots -a vpg reinforce -e CartPole-v1 -f logs --no-million -o all")
+    assert "REINFORCE" in out
+    sb3_pg(trained, "plot_from_file -i all.pkl -o bars.png --format png")
+    for name in ("plot_train-1.png", "all_plots-1.png", "bars.png"):
+        assert (trained / name).stat().st_size > 5000, name
+
+
+def test_two_processes_search_together_and_a_trial_is_trained(tmp_path: Path) -> None:
+    study = "--storage search.log --study-name demo"
+    search = (
+        f"train --algo vpg --env CartPole-v1 -n 256 {study} --optimize-hyperparameters --n-trials 2 --n-evaluations 1 "
+        "--no-optim-plots --eval-episodes 1 --seed"
+    )
+    processes = [start(tmp_path, *search.split(), seed) for seed in ("1", "2")]
+    for process in processes:
+        code, out, err = finish(process)
+        assert code == 0, out + err
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "search.log")))
+    trials = optuna.load_study(study_name="demo", storage=storage).get_trials()
+    assert len(trials) == 4 and all(trial.state.is_finished() for trial in trials)
+    out = sb3_pg(tmp_path, f"train --algo vpg --env CartPole-v1 -n 256 {study} --trial-id 3 --eval-freq -1")
+    assert f"'critic_learning_rate', {trials[3].params['critic_learning_rate']}" in out
+
+
+def test_reinforce_searches_too(tmp_path: Path) -> None:
+    sb3_pg(
+        tmp_path,
+        "train --algo reinforce --env Pendulum-v1 -n 400 -optimize --n-trials 2 --n-evaluations 1 --no-optim-plots "
+        "--eval-episodes 1 -params n_envs:2",
+    )
+    assert list((tmp_path / "logs/reinforce").glob("report_*.csv"))
+
+
+def test_vec_normalize_in_subprocesses(tmp_path: Path) -> None:
+    sb3_pg(tmp_path, "train --algo vpg --env Pendulum-v1 -n 400 --vec-env subproc --eval-freq 200 -params n_envs:2")
+    assert (tmp_path / "logs/vpg/Pendulum-v1_1/Pendulum-v1/vecnormalize.pkl").is_file()
+    assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo vpg --env Pendulum-v1 --no-render -n 200")
+
+
+def test_dict_observations(tmp_path: Path) -> None:
+    policy = "-params policy:'MultiInputPolicy' n_steps:64"
+    sb3_pg(tmp_path, f"train --algo vpg --env Goal-v0 --gym-packages goal_env -n 300 --eval-freq 150 {policy}")
+    assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo vpg --env Goal-v0 --gym-packages goal_env --no-render -n 50")
+
+
+def test_the_zoos_own_algorithms(tmp_path: Path) -> None:
+    sb3_pg(tmp_path, "train --algo a2c --env CartPole-v1 -n 200 --eval-freq -1")
+    assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo a2c --env CartPole-v1 -f logs --no-render -n 600")
+
+
+def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
+    (tmp_path / "custom_envs.py").write_text("import sb3_pg.zoo\n\nsb3_pg.zoo.register()\n")
+    out = sb3_pg(tmp_path, "--algo vpg --env CartPole-v1 -n 200 --eval-freq -1", program=("-m", "rl_zoo3.train"))
+    assert "Saving to logs/vpg/CartPole-v1_1" in out
+
+
+@pytest.mark.parametrize(
+    "command, code, message",
+    [
+        ("trian", 2, "invalid choice: 'trian'"),
+        ("", 2, "COMMAND"),
+        ("train --algo nonsense", 2, "invalid choice: 'nonsense'"),
+        ("train --algo vpg --env CartPol-v1", 1, "maybe meant CartPole-v1"),
+        ("train --algo vpg -params n_step:1", 1, "VanillaPG has no hyperparameter 'n_step': did you mean 'n_steps'?"),
+        ("train --algo vpg -params weights:return", 1, "with text in quotes"),
+        ("train --algo vpg -params gamma:2.0", 1, "gamma must be a finite number in [0, 1], not 2.0"),
+        ("train --algo vpg -conf broken.yml", 1, "broken.yml"),
+        ("train --algo vpg -conf text.yml", 1, "write 1.0e-3"),
+        ("train --algo vpg -conf incomplete.yml", 1, "'n_timesteps' is missing"),
+        ("train --algo vpg --trial-id 1", 1, "--trial-id needs --storage and --study-name"),
+        ("train --algo vpg --storage a --study-name b --trial-id 0", 1, "rl-zoo3 ignores --trial-id 0"),
+        ("enjoy --algo vpg --env Acrobot-v1", 1, "Train an agent first"),
+        ("benchmark speed --envs Nope-v0:1", 1, "Nope"),
+    ],
+)
+def test_a_users_error_is_one_line(command: str, code: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yml").write_text("CartPole-v1:\n  n_envs: [1\n")
+    (tmp_path / "text.yml").write_text("CartPole-v1:\n  n_timesteps: 100\n  learning_rate: 1e-3\n")
+    (tmp_path / "incomplete.yml").write_text("CartPole-v1:\n  policy: MlpPolicy\n")
+    returned, _, err = finish(start(tmp_path, *command.split()))
+    last_line = err.strip().splitlines()[-1]
+    assert returned == code and message in last_line and "Traceback" not in err
+
+
+def test_a_traceback_on_demand(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, "--traceback", "train", "--env", "CartPol-v1"))
+    assert code == 1 and "Traceback" in err and "maybe meant CartPole-v1" in err
+
+
+def test_without_the_extra(tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['rl_zoo3'] = None; sys.argv[0] = 'sb3-pg'; from sb3_pg.cli import main; main()"
+    code, _, err = finish(start(tmp_path, "train", program=("-c", hide)))
+    assert code == 1 and err == "sb3-pg train: error: rl-zoo3 is missing: pip install 'sb3-pg[zoo]'\n"
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for command in ("train", "enjoy", "record_video", "plot_train", "plot_from_file", "all_plots", "benchmark"):
+        assert command in out
