@@ -101,9 +101,9 @@ def _refuse_ignored_options(arguments: list[str]) -> None:
 def _save_figures(command: str) -> None:
     """Write the figures that a machine without a display cannot show."""
     from matplotlib import pyplot as plt
-    from matplotlib.backends import BackendFilter, backend_registry
+    from matplotlib.backends.registry import BackendFilter, backend_registry
 
-    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):
+    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.INTERACTIVE):  # type: ignore[no-untyped-call]
         return
     for number in plt.get_fignums():
         path = Path(f"{command}-{number}.png")
@@ -125,8 +125,8 @@ def _explain(error: Exception, command: str) -> str:
         return _explain_hyperparameter(*unexpected.groups())
     if command in _LOADING and re.search(r"No model found|folder was not found", message):
         return (
-            f"{message}. Train an agent first (sb3-pg train), or say where it is with -f FOLDER and --exp-id NUMBER: the latest "
-            "run may be a search or one that ended early."
+            f"{message}. Train an agent first (sb3-pg train), or say where it is with -f FOLDER and --exp-id NUMBER: the "
+            "latest run may be a search or one that ended early."
         )
     if command == "plot_from_file" and "empty sequence" in message:
         return "an algorithm has fewer than two complete runs in every environment (see -min of all_plots)"

@@ -57,7 +57,7 @@ def _extend(manager: Any) -> None:
     init, preprocess_schedules = manager.__init__, manager._preprocess_schedules
 
     @wraps(init)
-    def __init__(self: Any, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
+    def initialise(self: Any, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
         if config is None and algo in ALGORITHMS:
             config = str(hyperparams_file(algo))
         init(self, args, algo, *rest, config=config, **kwargs)
@@ -73,7 +73,7 @@ def _extend(manager: Any) -> None:
         schedules: dict[str, Any] = preprocess_schedules(hyperparams)
         return schedules
 
-    manager.__init__, manager._preprocess_schedules = __init__, staticmethod(_preprocess_schedules)
+    manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
 
 
 def _check_schedule(name: str, value: str) -> None:
