@@ -1,8 +1,9 @@
 """The policy gradient theorem's own algorithms for Stable-Baselines3."""
 
+from sb3_pg.natural_pg import NaturalPG
 from sb3_pg.reinforce_baseline import ReinforceBaseline
 from sb3_pg.vanilla_pg import VanillaPG
 
 __version__ = "0.1.0"
 
-__all__ = ["ReinforceBaseline", "VanillaPG", "__version__"]
+__all__ = ["NaturalPG", "ReinforceBaseline", "VanillaPG", "__version__"]

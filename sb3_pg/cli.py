@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="sb3-pg",
-        description="Policy gradients for Stable-Baselines3: vpg (VanillaPG) and reinforce (ReinforceBaseline) in rl-zoo3's "
-        "commands, beside the algorithms it has (--algo a2c, ppo, trpo, …).",
+        description="Policy gradients for Stable-Baselines3: vpg (VanillaPG), reinforce (ReinforceBaseline) and npg "
+        "(NaturalPG) in rl-zoo3's commands, beside the algorithms it has (--algo a2c, ppo, trpo, …).",
         epilog="sb3-pg COMMAND --help shows the options of a command: rl-zoo3's own, of the same meaning.",
     )
     parser.add_argument("--version", action="version", version=f"sb3-pg {sb3_pg.__version__}")

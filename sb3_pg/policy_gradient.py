@@ -142,8 +142,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         # The total return of a single episode is its own mean: nothing would be left
         return not (self.weights == "return" and n_episodes == 1)
 
-    def _step_policy(self) -> dict[str, float]:
-        """Change the actor's parameters, given the gradient of the loss in their ``.grad``; return what to log."""
+    def _step_policy(self, batch: Batch) -> dict[str, float]:
+        """Change the actor's parameters, given the gradient of the batch's loss in their ``.grad``; return what to log."""
         grad_norm = self._clip_gradient("the policy's gradient", self._actor_parameters())
         self.policy.optimizer.step()
         return {"grad_norm": grad_norm}
@@ -518,7 +518,7 @@ class PolicyGradient(OnPolicyAlgorithm):
             if self.ent_coef != 0.0:
                 loss = loss - self.ent_coef * entropy_of_chunk / self._normalizer
             loss.backward()  # type: ignore[no-untyped-call]
-        metrics = self._step_policy()
+        metrics = self._step_policy(batch)
 
         # SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps from all over the rollout
         some = slice(None, None, -(-n // KL_SAMPLES))

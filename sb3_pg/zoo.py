@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sb3_pg.natural_pg import NaturalPG
 from sb3_pg.policy_gradient import PolicyGradient
 from sb3_pg.reinforce_baseline import ReinforceBaseline
 from sb3_pg.vanilla_pg import VanillaPG
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 #: Our algorithms by the names rl-zoo3 knows them by
-ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline}
+ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline, "npg": NaturalPG}
 
 # Hyperparameters of ours that may be schedules; rl-zoo3 knows its own
-_SCHEDULES = ("critic_learning_rate",)
+_SCHEDULES = ("critic_learning_rate", "target_kl")
 
 
 def hyperparams_file(algo: str) -> Path:
     """Path of the hyperparameter file of one of our algorithms, in a checkout or an installed package.
 
-    :param algo: ``"vpg"`` or ``"reinforce"``
+    :param algo: ``"vpg"``, ``"reinforce"`` or ``"npg"``
     :return: path of the YAML file
     """
     package = Path(__file__).parent
@@ -33,10 +34,11 @@ def hyperparams_file(algo: str) -> Path:
 
 
 def register() -> None:
-    """Make ``--algo vpg`` and ``--algo reinforce`` known to rl-zoo3, in this process. Calling it again changes nothing.
+    """Make ``--algo vpg``, ``reinforce`` and ``npg`` known to rl-zoo3, in this process. Calling it again changes nothing.
 
     Training, hyperparameter search and loading of trials then work as with rl-zoo3's own algorithms; without
-    ``--conf-file`` our hyperparameter files are read, and ``critic_learning_rate: lin_…`` is a schedule.
+    ``--conf-file`` our hyperparameter files are read, and ``critic_learning_rate: lin_…`` and ``target_kl: lin_…`` are
+    schedules.
 
     :raises ModuleNotFoundError: without rl-zoo3
     """
@@ -47,7 +49,7 @@ def register() -> None:
     if ALGORITHMS.keys() <= ALGOS.keys():
         return
     ALGOS.update(ALGORITHMS)
-    HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params})
+    HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params, "npg": sample_npg_params})
     HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
     _extend(ExperimentManager)
 
@@ -96,8 +98,7 @@ def sample_vpg_params(trial: "Trial", n_actions: int, n_envs: int, additional_ar
     :param additional_args: unused
     :return: arguments of the constructor
     """
-    weights = trial.suggest_categorical("weights", ["gae", "reward_to_go", "return"])
-    return _to_arguments({"weights": weights, **_suggest_common(trial, n_actions)})
+    return _to_arguments({**_suggest_weights(trial), **_suggest_common(trial, n_actions), **_suggest_rates(trial)})
 
 
 def sample_reinforce_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +117,37 @@ def sample_reinforce_params(trial: "Trial", n_actions: int, n_envs: int, additio
         "rollout": trial.suggest_categorical("rollout", ["n_steps", "n_episodes"]),
         "n_episodes_pow": trial.suggest_int("n_episodes_pow", 0, 4),
     }
-    return _to_arguments({**own, **_suggest_common(trial, n_actions)})
+    return _to_arguments({**own, **_suggest_common(trial, n_actions), **_suggest_rates(trial)})
+
+
+def sample_npg_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """Sample hyperparameters of NaturalPG. The arguments and their order are rl-zoo3's.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: unused
+    :return: arguments of the constructor
+    """
+    own = {
+        "target_kl": trial.suggest_float("target_kl", 1e-3, 0.1, log=True),
+        "kl_schedule": trial.suggest_categorical("kl_schedule", ["constant", "linear"]),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 20),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-3, 0.3, log=True),
+    }
+    return _to_arguments({**own, **_suggest_weights(trial), **_suggest_common(trial, n_actions)})
+
+
+def _suggest_weights(trial: "Trial") -> dict[str, Any]:
+    return {"weights": trial.suggest_categorical("weights", ["gae", "reward_to_go", "return"])}
+
+
+def _suggest_rates(trial: "Trial") -> dict[str, Any]:
+    return {
+        "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 1e-2, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+    }
 
 
 def _suggest_common(trial: "Trial", n_actions: int) -> dict[str, Any]:
@@ -127,11 +158,8 @@ def _suggest_common(trial: "Trial", n_actions: int) -> dict[str, Any]:
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.2, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
-        "lr_schedule": trial.suggest_categorical("lr_schedule", ["constant", "linear"]),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 1e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
         "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
         "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
@@ -155,15 +183,19 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
     params = dict(sampled_params)
-    is_linear = params.pop("lr_schedule") == "linear"
+    linear = {
+        name
+        for name, kind in (("learning_rate", "lr_schedule"), ("target_kl", "kl_schedule"))
+        if params.pop(kind, None) == "linear"
+    }
     by_episodes = params.pop("rollout", "n_steps") == "n_episodes"
     n_episodes = 2 ** params.pop("n_episodes_pow", 0)
     log_std_init = params.pop("log_std_init", None)
     hyperparams: dict[str, Any] = convert_onpolicy_params(params)
     # Named in any case: n_episodes of the YAML file would override the sampled n_steps
     hyperparams["n_episodes"] = n_episodes if by_episodes else None
-    if is_linear:
-        hyperparams["learning_rate"] = f"lin_{hyperparams['learning_rate']}"
+    for name in linear:
+        hyperparams[name] = f"lin_{hyperparams[name]}"
     if log_std_init is not None:
         hyperparams["policy_kwargs"]["log_std_init"] = log_std_init
     return hyperparams

@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from torch import nn
 
 import sb3_pg.policy_gradient
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.policy_gradient import PolicyGradient
 
 VARIANTS: list[tuple[type[PolicyGradient], dict[str, Any]]] = [
@@ -42,6 +42,8 @@ VARIANTS: list[tuple[type[PolicyGradient], dict[str, Any]]] = [
     (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=2, weights="return")),
     (ReinforceBaseline, dict(baseline="running_mean", n_steps=16)),
     (ReinforceBaseline, dict(baseline="optimal", n_steps=16, discounted_state_distribution=True)),
+    (NaturalPG, dict(n_steps=16)),
+    (NaturalPG, dict(weights="reward_to_go", n_steps=16, sub_sampling_factor=2)),
 ]
 variants = pytest.mark.parametrize("cls, kwargs", VARIANTS)
 
@@ -322,8 +324,7 @@ def test_progress_bar() -> None:
 def test_schedules_end_at_zero(cls: type[PolicyGradient], kwargs: dict[str, Any]) -> None:
     """A rollout of whole episodes overshoots total_timesteps; the learning rate must not turn negative."""
     schedule = LinearSchedule(1e-2, 0.0, 1.0)
-    model = cls("MlpPolicy", make_vec_env(lambda: ScriptedEnv([50]), 2), learning_rate=schedule, critic_learning_rate=schedule,
-                seed=0, **kwargs)  # fmt: skip
+    model = cls("MlpPolicy", make_vec_env(lambda: ScriptedEnv([50]), 2), learning_rate=schedule, seed=0, **kwargs)
     model.learn(60)
     assert model.num_timesteps > 60 and model._current_progress_remaining == 0.0
     for optimizer in (model.policy.optimizer, model.critic_optimizer):

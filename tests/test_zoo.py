@@ -55,13 +55,14 @@ def test_every_sampled_trial_makes_a_model_and_converts_back(algo: str, env_id: 
         for name in ("weights", "n_episodes", "normalize_advantage"):
             seen.setdefault(name, set()).add(getattr(model, name))
         seen.setdefault("baseline", set()).add(getattr(model, "baseline", None))
-        seen.setdefault("schedule", set()).add(model.lr_schedule(0.0) == 0.0)
+        schedule = model.target_kl_schedule if algo == "npg" else model.lr_schedule
+        seen.setdefault("schedule", set()).add(schedule(0.0) == 0.0)
         assert ("log_std_init" in model.policy_kwargs) == (n_actions > 0)
         return 0.0
 
     optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).optimize(objective, n_trials=200)
     assert seen["schedule"] == {True, False} == seen["normalize_advantage"]
-    if algo == "vpg":
+    if algo != "reinforce":
         assert seen["weights"] == {"gae", "reward_to_go", "return"} and seen["n_episodes"] == {None}
     else:
         expected = {"value", "running_mean", "optimal"} | ({"leave_one_out"} if n_envs > 1 else set())
@@ -72,10 +73,11 @@ def test_schedules_of_the_critic() -> None:
     hyperparams = ExperimentManager._preprocess_schedules({"critic_learning_rate": "lin_0.01", "learning_rate": 0.1})
     assert FloatSchedule(hyperparams["critic_learning_rate"])(0.25) == pytest.approx(0.0025)
     assert FloatSchedule(hyperparams["learning_rate"])(0.25) == pytest.approx(0.1)
+    assert FloatSchedule(ExperimentManager._preprocess_schedules({"target_kl": "lin_0.01"})["target_kl"])(0.5) == 0.005
     assert ExperimentManager._preprocess_schedules({"critic_learning_rate": 0.1}) == {"critic_learning_rate": 0.1}
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate"])
+@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "target_kl"])
 @pytest.mark.parametrize("value", ["1e-3", "lin_", "linear", "lin_a_b"])
 def test_a_malformed_schedule_is_named(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: '{value}' is neither a number nor a linear schedule"):

@@ -1,0 +1,155 @@
+"""NaturalPG: the policy gradient, preconditioned by the Fisher information matrix."""
+
+from copy import copy
+from math import inf, sqrt
+from typing import Any
+
+import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_pg.buffers import take_obs
+from sb3_pg.policy_gradient import Batch, PolicyGradient, _check_integer, _check_number, _check_rate, _require_finite
+
+# A gradient (of standardised or raw weights) no longer than this is rounding error and has no direction
+_NO_GRADIENT = 1e-8
+
+
+class NaturalPG(PolicyGradient):
+    r"""Natural policy gradient (Kakade 2001; Peters & Schaal 2008): VanillaPG's gradient in the metric of the policy.
+
+    The step is √(2δ / xᵀFx) · x with x = (F + damping · I)⁻¹ ĝ: of the directions that change the policy by the KL divergence
+    δ = ``target_kl``, the one that ĝ favours most. F = E[∇log π ∇log πᵀ] is the Fisher matrix over the states of the
+    rollout, each step counting once; it is never formed, but applied to vectors by a second derivative of the KL divergence,
+    and the system is solved by conjugate gradients. Unlike TRPO there is one full step and no line search.
+
+    ĝ is VanillaPG's, with the same ``weights``. The length of the step does not depend on the scale of ĝ, and no step is taken
+    where ĝ is numerically zero. A Fisher product differentiates twice through the network on all steps at once (one in
+    ``sub_sampling_factor``), so its memory grows with them: on images, sub-sample.
+
+    :param learning_rate: Learning rate of the critic, a number or a schedule (the policy's step follows from ``target_kl``)
+    :param target_kl: KL(old ∥ new) of a policy step, in nats per state, to second order; a number or a schedule
+    :param cg_max_steps: Conjugate-gradient iterations, each with one Fisher product
+    :param cg_damping: Added to the diagonal of F: larger values turn the direction towards ĝ
+    :param sub_sampling_factor: Use one in so many steps of the rollout for the Fisher matrix (the gradient uses all)
+
+    All other parameters are those of :class:`~sb3_pg.VanillaPG`; there is no ``critic_learning_rate`` and no
+    ``max_grad_norm``. Without a critic (``weights`` other than ``"gae"``) ``learning_rate`` is inactive as well.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 512,
+        n_episodes: int | None = None,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        weights: str = "gae",
+        gae_lambda: float = 0.97,
+        discounted_state_distribution: bool = False,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        target_kl: float | Schedule = 0.02,
+        cg_max_steps: int = 10,
+        cg_damping: float = 0.1,
+        sub_sampling_factor: int = 1,
+        n_critic_updates: int = 10,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.target_kl = target_kl
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.sub_sampling_factor = sub_sampling_factor
+        super().__init__(
+            policy=policy,
+            env=env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            n_episodes=n_episodes,
+            batch_size=batch_size,
+            gamma=gamma,
+            weights=weights,
+            gae_lambda=gae_lambda,
+            discounted_state_distribution=discounted_state_distribution,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            max_grad_norm=None,
+            critic_learning_rate=None,
+            n_critic_updates=n_critic_updates,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        _check_rate("target_kl", self.target_kl)
+        _check_integer("cg_max_steps", self.cg_max_steps, 1)
+        _check_number("cg_damping", self.cg_damping, 0.0, inf)
+        _check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self.target_kl_schedule = FloatSchedule(self.target_kl)
+
+    def _step_policy(self, batch: Batch) -> dict[str, float]:
+        parameters = [p for p in self._actor_parameters() if p.grad is not None]
+        # Ascent on the objective is descent on the loss
+        gradient = th.cat([-p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
+        grad_norm = gradient.norm().item()
+        _require_finite("the policy's gradient", grad_norm)
+        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        metrics = {"grad_norm": grad_norm, "target_kl": target_kl}
+        if grad_norm <= _NO_GRADIENT:
+            return metrics
+
+        fisher_product = self._make_fisher_product(batch, parameters)
+        # The step does not depend on the length of the gradient, but the solver's tolerance does
+        direction = conjugate_gradient_solver(
+            lambda v: fisher_product(v) + self.cg_damping * v, gradient / grad_norm, max_iter=self.cg_max_steps
+        )
+        curvature = direction.dot(fisher_product(direction)).item()
+        step_size = sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else 0.0
+        _require_finite("the natural gradient", step_size * direction.norm().item())
+        with th.no_grad():
+            steps = th.split(step_size * direction, [p.numel() for p in parameters])
+            for p, step in zip(parameters, steps, strict=True):
+                p.add_(step.view_as(p))
+        return metrics
+
+    def _make_fisher_product(self, batch: Batch, parameters: list[th.nn.Parameter]) -> Any:
+        """v ↦ Fv, for flat vectors over the parameters.
+
+        At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
+        """
+        obs = take_obs(batch.observations, slice(None, None, self.sub_sampling_factor))
+        with th.no_grad():
+            old = copy(self.policy.get_distribution(obs))
+        kl = kl_divergence(old, self.policy.get_distribution(obs))
+        # One divergence a dimension of the action where these are independent
+        grad_kl = flat_grad(kl.reshape(len(kl), -1).sum(dim=1).mean(), parameters, create_graph=True, retain_graph=True)
+        return lambda v: flat_grad(grad_kl @ v, parameters, retain_graph=True)

@@ -1,0 +1,229 @@
+"""NaturalPG's step against closed forms, its invariance, its size, and what it refuses."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from envs import ScriptedEnv, TabularMDP, TabularVecEnv
+from stable_baselines3.common.distributions import kl_divergence
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import IdentityEnvBox
+from test_unbiased import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
+
+from sb3_pg import NaturalPG, VanillaPG
+from sb3_pg.policy_gradient import Batch, PolicyGradient
+
+LINEAR: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[]), device="cpu", seed=0)
+NO_DAMPING = dict(cg_damping=0.0, cg_max_steps=50)
+
+
+def make_batch(obs: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
+    nothing = th.zeros(len(obs))
+    return Batch(th.as_tensor(obs), th.as_tensor(actions), nothing, nothing, th.as_tensor(weights).float(), nothing)
+
+
+def set_gradient(model: PolicyGradient, batch: Batch) -> None:
+    """Gradient of the loss, as train() leaves it to the step."""
+    model.policy.zero_grad()
+    log_prob, _ = model._evaluate_actions(batch.observations, batch.actions)
+    (-(log_prob * batch.weights).mean()).backward()
+
+
+def logits(model: PolicyGradient, obs: th.Tensor) -> np.ndarray:
+    with th.no_grad():
+        return model.policy.get_distribution(obs).distribution.logits.double().numpy()
+
+
+def closed_form(shares: np.ndarray, pi: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """F⁺g in the logits, (S, A): F is block-diagonal, d(s) (diag π − ππᵀ) for state s."""
+    blocks = [share * (np.diag(p) - np.outer(p, p)) for share, p in zip(shares, pi, strict=True)]
+    return np.stack([np.linalg.pinv(block) @ g for block, g in zip(blocks, gradient, strict=True)])
+
+
+def angle(step: np.ndarray, expected: np.ndarray) -> float:
+    """Angle between two changes of logits, (S, A), as changes of the policy: a constant a state changes nothing."""
+    step, expected = (x - x.mean(axis=1, keepdims=True) for x in (step, expected))
+    return float(np.linalg.norm(step / np.linalg.norm(step) - expected / np.linalg.norm(expected)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_step_is_the_closed_form_on_a_tabular_policy(seed: int) -> None:
+    # ∇J by dynamic programming
+    mdp = TabularMDP(seed)
+    model = NaturalPG("MlpPolicy", TabularVecEnv(mdp, 1), gamma=GAMMA, target_kl=1e-4, **NO_DAMPING, **LINEAR)
+    rng = np.random.default_rng(seed)
+    visits = np.array([500, 300, 200])
+    batch = make_batch(np.repeat(np.arange(3), visits), np.zeros(1000, dtype=int), np.zeros(1000))
+    states = th.arange(3)
+    net = model.policy.action_net
+    with th.no_grad():
+        net.weight.copy_(th.as_tensor(rng.normal(size=(3, 3))))
+    before = logits(model, states)
+    z = th.as_tensor(before).requires_grad_()
+    (gradient,) = th.autograd.grad(mdp.objective(z, GAMMA), z)
+    net.weight.grad, net.bias.grad = -gradient.T.float(), -gradient.sum(dim=0).float()
+    model._step_policy(batch)
+
+    step = logits(model, states) - before
+    assert angle(step, closed_form(visits / 1000, np.exp(before), gradient.numpy())) < 1e-3
+
+
+def test_sampled_rollouts_give_the_closed_form_too() -> None:
+    # Exact Fisher matrix of the states this rollout visited, gradient of this rollout
+    mdp = TabularMDP(3)
+    env = TabularVecEnv(mdp, 256, 0)
+    model = NaturalPG("MlpPolicy", env, n_episodes=2, weights="reward_to_go", target_kl=1e-4, **NO_DAMPING, **LINEAR)
+    _, callback = model._setup_learn(1)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    batch = model._make_batch()
+    set_gradient(model, batch)
+    states = batch.observations.long().flatten()
+    gradient = -model.policy.action_net.weight.grad.double().numpy()
+    before = logits(model, th.arange(3))
+    model._step_policy(batch)
+    step = logits(model, th.arange(3)) - before
+    shares = np.bincount(states.numpy(), minlength=3) / len(states)
+    assert angle(step, closed_form(shares, np.exp(before), gradient.T)) < 1e-3
+
+
+@pytest.mark.parametrize("target_kl", [1e-4, 1e-3])
+@pytest.mark.parametrize(
+    "env_id, kwargs",
+    [
+        ("CartPole-v1", {}),
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", dict(use_sde=True)),
+        ("CartPole-v1", dict(sub_sampling_factor=4)),
+        ("CartPole-v1", dict(weights="reward_to_go")),
+    ],
+)
+def test_a_step_changes_the_policy_by_target_kl(env_id: str, kwargs: dict[str, Any], target_kl: float) -> None:
+    # At the default damping, on a network
+    model = NaturalPG("MlpPolicy", make_vec_env(env_id, 4, seed=0), target_kl=target_kl, seed=0, **kwargs)
+    _, callback = model._setup_learn(1)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    batch = model._make_batch()
+    set_gradient(model, batch)
+
+    def distribution() -> Any:
+        new = type(model.policy.action_dist).__new__(type(model.policy.action_dist))
+        new.distribution = model.policy.get_distribution(batch.observations).distribution
+        return new
+
+    with th.no_grad():
+        old = distribution()
+    model._step_policy(batch)
+    with th.no_grad():
+        kl = kl_divergence(old, distribution()).reshape(len(batch.weights), -1).sum(dim=1).mean().item()
+    assert kl == pytest.approx(target_kl, rel=0.2)
+
+
+class FeatureEnv(ScriptedEnv):
+    """Four features, three actions: only the spaces matter."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("cls, kwargs, invariant", [(NaturalPG, NO_DAMPING, True), (VanillaPG, {}, False)])
+def test_invariance_to_the_basis_of_the_features(cls: type[PolicyGradient], kwargs: dict[str, Any], invariant: bool) -> None:
+    rng = np.random.default_rng(0)
+    features, basis = rng.normal(size=(400, 4)), rng.normal(size=(4, 4))
+    actions, weights, initial = rng.integers(3, size=400), rng.normal(size=400), rng.normal(size=(3, 4))
+    results = []
+    for transform in (np.eye(4), basis):
+        model = cls("MlpPolicy", FeatureEnv(), **{**kwargs, **LINEAR})
+        obs = (features @ transform.T).astype(np.float32)
+        with th.no_grad():  # the same policy in other coordinates
+            model.policy.action_net.weight.copy_(th.as_tensor(initial @ np.linalg.inv(transform)))
+        batch = make_batch(obs, actions, weights)
+        before = logits(model, batch.observations)
+        set_gradient(model, batch)
+        model._step_policy(batch)
+        results.append(logits(model, batch.observations) - before)
+    difference = np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0])
+    assert (difference < 1e-2) == invariant
+
+
+class GradientStep(NaturalPG):
+    """Takes the gradient that NaturalPG would precondition as its step, for the oracle of the other algorithms."""
+
+    def __init__(self, *args: Any, max_grad_norm: Any = None, critic_learning_rate: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    def _step_policy(self, batch: Batch) -> dict[str, float]:
+        with th.no_grad():
+            for p in self._actor_parameters():
+                p -= p.grad
+        return {}
+
+
+@pytest.mark.parametrize("kwargs", [kwargs for cls, kwargs in EXACT if cls is VanillaPG])
+def test_its_gradient_is_exact(kwargs: dict[str, Any]) -> None:
+    assert PLAIN["learning_rate"] == 1.0
+    assert tabular_p_value(GradientStep, seed=5, **kwargs, **QUOTA) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+def test_no_step_without_a_gradient(normalize_advantage: bool) -> None:
+    model = NaturalPG(
+        "MlpPolicy", ScriptedEnv([5], reward=0.0), weights="reward_to_go", n_episodes=2, seed=0,
+        normalize_advantage=normalize_advantage,
+    )  # fmt: skip
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(20)
+    assert all(th.equal(old, new) for old, new in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_the_scale_of_the_weights_does_not_matter() -> None:
+    results = []
+    for reward in (1e-4, 1.0, 1e4):
+        env = make_vec_env(
+            lambda reward=reward: gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda r: reward * r), 2, seed=0
+        )
+        model = NaturalPG(
+            "MlpPolicy", env, weights="reward_to_go", n_episodes=2, normalize_advantage=False, seed=0, device="cpu"
+        )
+        model.learn(1)
+        results.append(model.policy.action_net.weight.detach().clone())
+    for other in results[1:]:
+        th.testing.assert_close(other, results[0], rtol=1e-2, atol=1e-4)
+
+
+def test_target_kl_takes_a_schedule() -> None:
+    model = NaturalPG("MlpPolicy", IdentityEnvBox(ep_length=8), n_steps=16, target_kl=lambda progress: 0.01 * progress, seed=0)
+    model.learn(64)
+    before = model.policy.action_net.weight.clone()
+    model._current_progress_remaining = 0.0
+    model.train()
+    assert th.equal(model.policy.action_net.weight, before)
+    assert model.logger.name_to_value["train/target_kl"] == 0.0
+
+
+def test_the_critic_is_left_alone_and_shared_features_follow_the_actor() -> None:
+    model = NaturalPG("MlpPolicy", "CartPole-v1", n_steps=64, n_critic_updates=0, seed=0)
+    critic = [p.clone() for p in model._critic_parameters()]
+    model.learn(64)
+    assert all(th.equal(old, new) for old, new in zip(critic, model._critic_parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        (dict(target_kl=-0.1), ValueError, "target_kl"),
+        (dict(target_kl="big"), TypeError, "target_kl"),
+        (dict(cg_max_steps=0), ValueError, "cg_max_steps"),
+        (dict(cg_damping=-1.0), ValueError, "cg_damping"),
+        (dict(sub_sampling_factor=0), ValueError, "sub_sampling_factor"),
+        (dict(sub_sampling_factor=0.5), TypeError, "sub_sampling_factor"),
+        (dict(max_grad_norm=0.5), TypeError, "max_grad_norm"),
+    ],
+)
+def test_bad_arguments(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        NaturalPG("MlpPolicy", "CartPole-v1", **kwargs)
