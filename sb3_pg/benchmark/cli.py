@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+ENVS = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "HalfCheetah-v5", "Hopper-v5"]
 PAIRS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 
 
@@ -19,6 +20,11 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _env_with_budget(text: str) -> tuple[str, int | None]:
+    env_id, colon, n_timesteps = text.partition(":")
+    return env_id, _positive(n_timesteps) if colon else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,12 +48,80 @@ def main(argv: list[str] | None = None) -> None:
     speed.add_argument("--threads", type=_positive, default=1, help="threads of torch")
     speed.add_argument("--seed", type=int, default=0, help="seed of models and environments")
     speed.add_argument("--output", type=Path, default=Path("speed.csv"), help="CSV file of the single measurements")
+    run = commands.add_parser(
+        "run",
+        help="train algorithms × environments × seeds through rl-zoo3; finished runs are kept when it is started again",
+        description="Train algorithms × environments × seeds through rl-zoo3, each algorithm with its hyperparameter file, "
+        "and evaluate on a schedule. Finished runs are kept: start it again to go on where it stopped.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.add_argument("--algos", nargs="+", default=["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"], metavar="ALGO",
+                     help="algorithms, ours and rl-zoo3's")  # fmt: skip
+    run.add_argument("--envs", nargs="+", type=_env_with_budget, default=[(env_id, None) for env_id in ENVS],
+                     metavar="ENV[:STEPS]", help="environments; the default ones have a budget")  # fmt: skip
+    run.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="seeds")
+    run.add_argument("--jobs", type=_positive, default=2, help="runs at a time")
+    run.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="folder of the finished runs")
+
+    report = commands.add_parser(
+        "report",
+        help="tables and figures of the finished runs",
+        description="Tables and figures of the finished runs, with confidence intervals.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    report.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="folder of the finished runs")
+    report.add_argument("--throughput", type=Path, default=Path("benchmarks/throughput.csv"),
+                        help="CSV file of the throughput benchmark; without it there is no time axis")  # fmt: skip
+    report.add_argument("--output", type=Path, default=Path("benchmarks"), help="folder of REPORT.md, CSV files and figures")
+
+    throughput = commands.add_parser(
+        "throughput",
+        help="environment steps per second of every algorithm with its hyperparameter file, in one run",
+        description="Environment steps per second, training included, of every algorithm with its hyperparameter file, in one "
+        "process, interleaved: the report's time axis.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    throughput.add_argument("--algos", nargs="+", default=["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"], metavar="ALGO",
+                            help="algorithms, ours and rl-zoo3's")  # fmt: skip
+    throughput.add_argument("--envs", nargs="+", default=ENVS, metavar="ENV", help="environments")
+    throughput.add_argument("--steps", type=_positive, default=8_000, help="environment steps of one measurement, at least")
+    throughput.add_argument("--repetitions", type=_positive, default=3, help="interleaved repetitions")
+    throughput.add_argument("--seed", type=int, default=0, help="seed of models and environments")
+    throughput.add_argument("--output", type=Path, default=Path("benchmarks/throughput.csv"), help="CSV file")
+
     arguments = parser.parse_args(argv)
     try:
-        from sb3_pg.benchmark.speed import run_speed
+        {"speed": _speed, "run": _run, "report": _report, "throughput": _throughput}[arguments.command](arguments)
     except ModuleNotFoundError as error:
         parser.exit(1, f"{error.name} is missing: pip install 'sb3-pg[benchmark]'\n")
-    try:
-        run_speed(arguments.envs, arguments.steps, arguments.repetitions, arguments.threads, arguments.seed, arguments.output)
-    except gym.error.Error as error:  # unknown, or its package is missing
+    except (gym.error.Error, ValueError) as error:  # an environment unknown, its package missing, a wrong argument
         parser.exit(1, f"{error}\n")
+
+
+def _speed(arguments: argparse.Namespace) -> None:
+    from sb3_pg.benchmark.speed import run_speed
+
+    run_speed(arguments.envs, arguments.steps, arguments.repetitions, arguments.threads, arguments.seed, arguments.output)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sb3_pg.benchmark.run import plan, run_all
+
+    runs = plan(arguments.algos, arguments.envs, arguments.seeds)
+    failed = run_all(runs, arguments.folder, arguments.jobs, Console())
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(str(run.name) for run in failed)}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sb3_pg.benchmark.report import write_report
+
+    write_report(arguments.folder, arguments.throughput, arguments.output)
+
+
+def _throughput(arguments: argparse.Namespace) -> None:
+    from sb3_pg.benchmark.speed import run_throughput
+
+    run_throughput(arguments.algos, arguments.envs, arguments.steps, arguments.repetitions, arguments.seed, arguments.output)

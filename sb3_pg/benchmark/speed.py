@@ -1,9 +1,13 @@
 """Environment steps per second, training included, beside the peers in one run."""
 
+import argparse
+import io
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg.benchmark.run import conf_file
 
 # Runs at least so many environment steps and returns how many it ran
 Contender = Callable[[int], int]
 
-_OURS = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline}
+_OURS = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline, "NaturalPG": NaturalPG}
 _PEERS = {"A2C": A2C, "PPO": PPO}
 _BARE = "bare VecEnv"
 
@@ -72,15 +77,18 @@ def measure(envs: list[tuple[str, int]], steps: int, repetitions: int, seed: int
     :return: one row a measurement; ``steps_per_second`` counts the steps of all copies
     """
     for env_id, n_envs in envs:
-        contenders = make_contenders(env_id, n_envs, seed)
-        for run in contenders.values():
-            run(1)  # warm up
-        for repetition in range(repetitions):
-            for name, run in contenders.items():
-                start = time.perf_counter()
-                steps_run = run(steps)
-                rate = steps_run / (time.perf_counter() - start)
-                yield dict(env=env_id, n_envs=n_envs, algorithm=name, repetition=repetition, steps_per_second=rate)
+        for row in _measure(make_contenders(env_id, n_envs, seed), steps, repetitions):
+            yield {"env": env_id, "n_envs": n_envs, **row}
+
+
+def _measure(contenders: dict[str, Contender], steps: int, repetitions: int) -> Iterator[dict[str, Any]]:
+    for run in contenders.values():
+        run(1)  # warm up
+    for repetition in range(repetitions):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            steps_run = run(steps)
+            yield dict(algorithm=name, repetition=repetition, steps_per_second=steps_run / (time.perf_counter() - start))
 
 
 def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
@@ -138,3 +146,52 @@ def run_speed(envs: list[tuple[str, int]], steps: int, repetitions: int, threads
             progress.update(task, advance=1, description=f"{row['env']} × {row['n_envs']}")
     console.print(_table(summarise(pd.DataFrame(rows))))
     console.print(f"torch {th.__version__}, {threads} thread(s), seed {seed}; single measurements in {output}")
+
+
+def run_throughput(algos: list[str], env_ids: list[str], steps: int, repetitions: int, seed: int, output: Path) -> None:
+    """Steps a second of every algorithm with the settings and number of environments of its hyperparameter file.
+
+    :param algos: names as rl-zoo3 knows them
+    :param env_ids: environments
+    :param steps: environment steps of one measurement, at least
+    :param repetitions: interleaved repetitions
+    :param seed: seed of models and environments
+    :param output: CSV file, written after every measurement: env, algorithm, repetition, steps_per_second
+    """
+    from sb3_pg.zoo import register
+
+    register()
+    th.set_num_threads(1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task("measuring", total=len(algos) * len(env_ids) * repetitions)
+        for env_id in env_ids:
+            contenders: dict[str, Contender] = {algo: partial(_learn, _make_tuned_model(algo, env_id, seed)) for algo in algos}
+            for row in _measure(contenders, steps, repetitions):
+                rows.append({"env": env_id, **row})
+                pd.DataFrame(rows).to_csv(output, index=False)
+                progress.update(task, advance=1, description=env_id)
+    rates = pd.DataFrame(rows).pivot_table(index="env", columns="algorithm", values="steps_per_second", aggfunc="median")
+    table = Table(
+        "environment", *rates.columns, title=f"Steps a second, medians of {repetitions}; torch {th.__version__}, 1 thread"
+    )
+    for env_id in rates.index:
+        table.add_row(env_id, *(f"{rate:,.0f}" for rate in rates.loc[env_id]))
+    Console().print(table)
+
+
+def _make_tuned_model(algo: str, env_id: str, seed: int) -> OnPolicyAlgorithm:
+    """The model that rl-zoo3 makes of the hyperparameter file."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        config = str(conf_file(algo, env_id, Path(folder)))
+        manager = ExperimentManager(
+            argparse.Namespace(), algo, env_id, folder, eval_freq=-1, seed=seed, verbose=0, device="cpu", config=config
+        )
+        experiment = manager.setup_experiment()
+    assert experiment is not None
+    model = experiment[0]
+    assert isinstance(model, OnPolicyAlgorithm), f"{algo} is not on-policy"
+    return model
