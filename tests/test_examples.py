@@ -14,6 +14,7 @@ ARGUMENTS = {
     "03": ["600"],
     "04": ["2000", "2", "figure.png"],
     "05": ["--algo", "vpg", "-n", "600"],
+    "06": ["2048", "1"],
 }
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 

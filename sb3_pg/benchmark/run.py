@@ -138,6 +138,13 @@ class _Job:
     def trained(self) -> Path:
         return self.work / self.run.algo / f"{self.run.env_id}_1"
 
+    def has_ended(self) -> bool:
+        if self.process.poll() is None:
+            return False
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return True
+
     def steps_done(self) -> int:
         """Steps up to the last evaluation."""
         try:
@@ -174,6 +181,7 @@ class _Job:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.has_ended()
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -203,7 +211,7 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
                     jobs.append(job)
                     tasks[job.run] = progress.add_task(str(job.run.name), total=job.run.n_timesteps)
                 time.sleep(_POLL_SECONDS)
-                for job in [job for job in jobs if job.process.poll() is not None]:
+                for job in [job for job in jobs if job.has_ended()]:
                     jobs.remove(job)
                     progress.remove_task(tasks.pop(job.run))
                     done += job.run.n_timesteps
