@@ -13,21 +13,24 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 
 FILE = Path(__file__).with_suffix(".csv")
 ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "VanillaPG": (VanillaPG, {}),
     "ReinforceBaseline": (ReinforceBaseline, {}),
     "VanillaPG(weights='reward_to_go')": (VanillaPG, dict(weights="reward_to_go")),
+    "NaturalPG": (NaturalPG, {}),
 }
-# Environment, steps, seeds, and what is changed from the defaults
-RUNS: list[tuple[str, int, range, dict[str, Any]]] = [
-    ("CartPole-v1", 100_000, range(10), {}),
-    ("Acrobot-v1", 150_000, range(3), {}),
-    ("Pendulum-v1", 200_000, range(3), {}),
-    ("Pendulum-v1", 200_000, range(3), dict(gamma=0.95, n_critic_updates=10)),
-    ("LunarLander-v3", 200_000, range(1), {}),
+FIRST_ORDER = [name for name in ALGORITHMS if name != "NaturalPG"]
+# Algorithms, environment, steps, seeds, and what is changed from the defaults
+RUNS: list[tuple[list[str], str, int, range, dict[str, Any]]] = [
+    (FIRST_ORDER, "CartPole-v1", 100_000, range(10), {}),
+    (["NaturalPG"], "CartPole-v1", 50_000, range(10), {}),
+    (FIRST_ORDER, "Acrobot-v1", 150_000, range(3), {}),
+    (FIRST_ORDER, "Pendulum-v1", 200_000, range(3), {}),
+    (FIRST_ORDER, "Pendulum-v1", 200_000, range(3), dict(gamma=0.95, n_critic_updates=10)),
+    (FIRST_ORDER, "LunarLander-v3", 200_000, range(1), {}),
 ]
 
 
@@ -48,8 +51,8 @@ def main() -> None:
     rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
     done = {(r["algorithm"], r["env"], r["changes"], int(r["seed"])): float(r["return"]) for r in rows}
     if arguments.table:
-        for env_id, steps, seeds, changes in RUNS:
-            for algorithm in ALGORITHMS:
+        for algorithms, env_id, steps, seeds, changes in RUNS:
+            for algorithm in algorithms:
                 returns = [r for key, r in done.items() if key[:3] == (algorithm, env_id, str(changes)) and key[3] in seeds]
                 if returns:
                     print(f"| {env_id} | {steps // 1000}k | {algorithm} | {changes or ''} | {len(returns)} | "
@@ -59,9 +62,9 @@ def main() -> None:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["algorithm", "env", "steps", "changes", "seed", "return"])
-        for env_id, steps, seeds, changes in [run for run in RUNS if run[0] in (arguments.envs or [run[0]])]:
+        for algorithms, env_id, steps, seeds, changes in [run for run in RUNS if run[1] in (arguments.envs or [run[1]])]:
             for seed in seeds:
-                for algorithm in ALGORITHMS:
+                for algorithm in algorithms:
                     if (algorithm, env_id, str(changes), seed) not in done:
                         result = train(algorithm, env_id, steps, seed, changes)
                         writer.writerow([algorithm, env_id, steps, str(changes), seed, result])

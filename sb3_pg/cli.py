@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sb3_pg
 
-_LOADING = ("enjoy", "record_video")
+_LOADING = ("enjoy", "record_video", "estimators")
 _PLOTTING = ("plot_train", "plot_from_file", "all_plots")
 _COMMANDS = {
     "train": "train an agent, continue (-i) or search for hyperparameters (-optimize)",
@@ -20,7 +20,8 @@ _COMMANDS = {
     "plot_train": "plot the training returns of runs",
     "all_plots": "plot the evaluations of runs, with a table, and gather them in a file",
     "plot_from_file": "compare what all_plots has gathered (bars, rliable)",
-    "benchmark": "measure against A2C and PPO",
+    "estimators": "which estimator is best on this problem: variance, bias, batch size",
+    "benchmark": "measure against A2C, PPO and TRPO",
 }
 
 
@@ -50,6 +51,10 @@ def main(argv: list[str] | None = None) -> None:
             from sb3_pg.benchmark.cli import main as benchmark
 
             benchmark(arguments)
+        elif command == "estimators":
+            from sb3_pg.estimators_command import main as estimators
+
+            estimators(arguments)
         else:
             _run_zoo(command, arguments)
     except Exception as error:

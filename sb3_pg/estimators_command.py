@@ -1,0 +1,146 @@
+"""The command ``sb3-pg estimators``: which estimator is best on this problem."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the estimators on a trained agent, print the table and write CSV and figure.
+
+    :param argv: arguments; those of the process if None
+    """
+    parser = argparse.ArgumentParser(
+        prog="sb3-pg estimators",
+        description="Variance, bias and noise scale of the policy-gradient estimators on an agent's own episodes: which "
+        "weights, which baseline, how long a rollout. Takes agents of vpg, reinforce, npg, a2c and ppo.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--algo", default="vpg", help="algorithm, as rl-zoo3 knows it")
+    parser.add_argument("--env", default="CartPole-v1", help="environment ID")
+    parser.add_argument("-f", "--folder", default="logs", help="log folder of sb3-pg train")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run in the log folder; 0: the latest")
+    parser.add_argument("--load-best", action="store_true", help="the best model of the run instead of the last")
+    parser.add_argument("--model", type=Path, help="a saved model (.zip) instead of a run of the log folder")
+    parser.add_argument("--episodes", type=int, default=200, help="whole episodes to play")
+    parser.add_argument("--n-envs", type=int, default=8, help="parallel environments to play in")
+    parser.add_argument("--seed", type=int, default=0, help="seed of environments and policy")
+    parser.add_argument("--device", default="auto", help="device of the networks")
+    parser.add_argument("--output", type=Path, default=Path("estimators"), help="name of the CSV file and the figure")
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sb3_pg.diagnostics import gradient_diagnostics, recommend
+
+    model, env = _load(arguments)
+    with Progress() as progress:
+        task = progress.add_task("episodes", total=None)
+        table = gradient_diagnostics(
+            model, env, arguments.episodes, on_progress=lambda n, total: progress.update(task, completed=n, total=total)
+        )
+    env.close()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.output.with_suffix(".csv"), index=False)
+    _draw(table, f"{arguments.algo} on {arguments.env}").savefig(arguments.output.with_suffix(".png"), dpi=150)
+    console = Console()
+    console.print(_to_rich(table))
+    console.print(f"Table in {arguments.output.with_suffix('.csv')}, figure in {arguments.output.with_suffix('.png')}")
+    console.print(recommend(table), highlight=False)
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its environment, with the statistics of VecNormalize, found as rl-zoo3's enjoy finds them."""
+    from huggingface_sb3 import EnvironmentName
+    from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
+    from stable_baselines3.common.utils import set_random_seed
+
+    from sb3_pg.zoo import register
+
+    register()
+    if arguments.algo not in ALGOS:
+        raise ValueError(f"--algo must be one of {', '.join(ALGOS)}, not {arguments.algo!r}.")
+    env_name = EnvironmentName(arguments.env)
+    if arguments.model is None:
+        _, model_path, log_path = get_model_path(
+            arguments.exp_id, arguments.folder, arguments.algo, env_name, arguments.load_best
+        )
+    else:
+        model_path, log_path = str(arguments.model), str(arguments.model.parent)
+    model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
+    set_random_seed(arguments.seed)
+    hyperparams, stats_path = get_saved_hyperparams(str(Path(log_path) / env_name), test_mode=True)
+    env_kwargs = hyperparams.pop("env_kwargs", {})
+    env = create_test_env(
+        env_name.gym_id,
+        n_envs=arguments.n_envs,
+        stats_path=stats_path,
+        seed=arguments.seed,
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=env_kwargs,
+    )
+    return model, env
+
+
+def _rows(table: pd.DataFrame) -> Iterable[Any]:
+    return table.itertuples()
+
+
+def _name(row: Any) -> str:
+    name = {"return": "R(τ)", "reward_to_go": "Gₜ", "gae": f"GAE({row.gae_lambda:g})"}.get(
+        row.estimator, f"Gₜ − {row.estimator.replace('_', ' ')}"
+    )
+    return f"γᵗ ({name})" if row.discounted and row.estimator != "return" else name
+
+
+def _to_rich(table: pd.DataFrame) -> Any:
+    from rich.table import Table
+
+    columns = ("estimator", "variance [95%]", "SNR", "bias [95%]", "cosine", "batch worth having", "alignment")
+    rich = Table(*columns, title=f"{table.episodes[0]} episodes, {table.steps[0]:,} steps", caption="variance of one episode; "
+                 "bias relative to Gₜ − V; batch in steps; alignment: of one rollout with the gradient")  # fmt: skip
+    best = table.alignment.max()
+    for row in _rows(table):
+        cells = [
+            _name(row),
+            f"{row.variance:.3g} [{row.variance_low:.3g}, {row.variance_high:.3g}]",
+            f"{row.snr:.3f}",
+            f"{row.bias:.2f} [{row.bias_low:.2f}, {row.bias_high:.2f}]",
+            f"{row.cosine:.2f}",
+            f"{row.batch_steps:,.0f}",
+            f"{row.alignment:.2f}",
+        ]
+        rich.add_row(*cells, style="bold" if row.alignment == best else None)
+    return rich
+
+
+def _draw(table: pd.DataFrame, title: str) -> Any:
+    """Variance by estimator with error bars, and noise against bias for the grid of λ."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    names = [_name(row) for row in _rows(table)]
+    errors = [table.variance - table.variance_low, table.variance_high - table.variance]
+    left.barh(names, table.variance, xerr=[error.clip(lower=0.0) for error in errors], color="C0", alpha=0.7, capsize=3)
+    left.set_xscale("log")
+    left.invert_yaxis()
+    left.set_xlabel("variance of one episode's gradient, tr Cov(g) [95% interval]")
+    noise = (table.noise_scale / (table.rollout_steps / table.steps * table.episodes)) ** 0.5
+    is_gae = table.estimator == "gae"
+    right.plot(table.bias[is_gae], noise[is_gae], "-", color="C1", lw=1)
+    right.errorbar(table.bias, noise, xerr=[(table.bias - table.bias_low).clip(lower=0.0),
+                   (table.bias_high - table.bias).clip(lower=0.0)], fmt="o", color="C1", ms=4, elinewidth=0.7)  # fmt: skip
+    for x, y, name in zip(table.bias, noise, names, strict=True):
+        if x == x and y == y:
+            right.annotate(name, (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    right.set_yscale("log")
+    right.set_xlabel("bias, relative to the length of the gradient [95% interval]")
+    right.set_ylabel("noise ÷ signal of one rollout")
+    fig.suptitle(title)
+    return fig
