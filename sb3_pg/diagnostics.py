@@ -103,10 +103,10 @@ def gradient_diagnostics(
     env = _check(model, env, n_episodes)
     if discounted_state_distribution is None:
         discounted_state_distribution = getattr(model, "discounted_state_distribution", False)
-    probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
     mode, numpy_state = model.policy.training, np.random.get_state()
     with th.random.fork_rng(devices=[]):  # training goes on as if nothing had been drawn
         try:
+            probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
             buffer = _play(probe, env)
             episodes = _episodes(buffer)
             weights = _weights(probe, buffer, gae_lambdas, discounted_state_distribution)
@@ -129,7 +129,7 @@ def gradient_diagnostics(
     for key in sorted(gradients, key=lambda key: (_ORDER.index(key[0]), key[2], -(key[1] or 0.0))):
         row: dict[str, Any] = dict(zip(("estimator", "gae_lambda", "discounted"), key, strict=True))
         rows.append(row | _figures(gradients[key], reference, rollout_steps / lengths.mean()))
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"gae_lambda": float})
     table["batch_steps"] = table.noise_scale * lengths.mean()
     return table.assign(episodes=len(lengths), steps=int(lengths.sum()), rollout_steps=rollout_steps)
 
@@ -194,11 +194,10 @@ def _make_probe(model: OnPolicyAlgorithm, env: VecEnv, n_episodes: int) -> Vanil
 def _play(probe: VanillaPG, env: VecEnv) -> _Recorder:
     normalize = unwrap_vec_normalize(env)
     was_training = normalize is not None and normalize.training
-    probe._last_obs, probe._last_episode_starts = env.reset(), np.ones(env.num_envs, dtype=bool)  # type: ignore[assignment]
-    probe._episode_timesteps = np.zeros(env.num_envs, dtype=np.int64)
     try:
         if normalize is not None:
             normalize.training = False
+        probe._last_obs, probe._last_episode_starts = env.reset(), np.ones(env.num_envs, dtype=bool)  # type: ignore[assignment]
         callback = ConvertCallback(None)
         callback.init_callback(probe)
         probe.ep_info_buffer, probe.ep_success_buffer = probe.ep_info_buffer or [], probe.ep_success_buffer or []  # type: ignore

@@ -74,6 +74,17 @@ def test_plots_are_written_without_a_display(trained: Path) -> None:
         assert (trained / name).stat().st_size > 5000, name
 
 
+def test_estimators(trained: Path) -> None:
+    out = sb3_pg(trained, "estimators --algo vpg --env CartPole-v1 --exp-id 1 --episodes 16")
+    assert out.strip().splitlines()[-1] and "Recommended: " in out
+    assert (trained / "estimators.png").stat().st_size > 10_000 and "gae_lambda" in (trained / "estimators.csv").read_text()
+    run = trained / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip"
+    sb3_pg(trained, f"estimators --algo reinforce --env CartPole-v1 --model {run} --episodes 8 --output own/table")
+    assert (trained / "own/table.png").is_file()
+    code, _, err = finish(start(trained, "estimators", "--algo", "vpg", "--env", "Acrobot-v1"))
+    assert code == 1 and "Train an agent first" in err
+
+
 def test_two_processes_search_together_and_a_trial_is_trained(tmp_path: Path) -> None:
     study = "--storage search.log --study-name demo"
     search = (
