@@ -2,11 +2,7 @@
 
 A Gaussian q over two coefficients follows the score-function gradient of the ELBO E_q[log p(data, w) − log q(w)]: samples are
 episodes, log p − log q is their return. Sums over a fine grid check the answer.
-
-python examples/07_black_box_variational_inference.py [updates]
 """
-
-import sys
 
 import torch as th
 
@@ -27,7 +23,7 @@ def log_joint(w: th.Tensor) -> th.Tensor:
 mean = th.zeros(2, requires_grad=True)
 log_std = th.full((2,), -1.0, requires_grad=True)
 optimizer = th.optim.Adam([mean, log_std], lr=0.02)
-n_updates, n_samples = int(sys.argv[1]) if len(sys.argv) > 1 else 1500, 100
+n_updates, n_samples = 1500, 100
 schedule = th.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_updates)
 for _ in range(n_updates):
     q = th.distributions.Normal(mean, log_std.exp())
