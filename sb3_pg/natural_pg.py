@@ -1,5 +1,6 @@
 """NaturalPG: the policy gradient, preconditioned by the Fisher information matrix."""
 
+from collections.abc import Callable
 from copy import copy
 from math import inf, sqrt
 from typing import Any
@@ -141,7 +142,7 @@ class NaturalPG(PolicyGradient):
                 p.add_(step.view_as(p))
         return metrics
 
-    def _make_fisher_product(self, batch: Batch, parameters: list[th.nn.Parameter]) -> Any:
+    def _make_fisher_product(self, batch: Batch, parameters: list[th.nn.Parameter]) -> Callable[[th.Tensor], th.Tensor]:
         """v ↦ Fv, for flat vectors over the parameters.
 
         At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
@@ -152,4 +153,9 @@ class NaturalPG(PolicyGradient):
         kl = kl_divergence(old, self.policy.get_distribution(obs))
         # One divergence a dimension of the action where these are independent
         grad_kl = flat_grad(kl.reshape(len(kl), -1).sum(dim=1).mean(), parameters, create_graph=True, retain_graph=True)
-        return lambda v: flat_grad(grad_kl @ v, parameters, retain_graph=True)
+
+        def fisher_product(vector: th.Tensor) -> th.Tensor:
+            product: th.Tensor = flat_grad(grad_kl @ vector, parameters, retain_graph=True)
+            return product
+
+        return fisher_product
