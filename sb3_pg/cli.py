@@ -121,9 +121,9 @@ def _explain(error: Exception, command: str) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
         return "rl-zoo3 is missing: pip install 'sb3-pg[zoo]'"
-    if isinstance(error, NameError | SyntaxError):
+    if command == "train" and isinstance(error, NameError | SyntaxError):
         return f"{message}. Values are Python expressions, with text in quotes: -params weights:\"'reward_to_go'\""
-    if isinstance(error, KeyError):
+    if command == "train" and isinstance(error, KeyError):
         return f"{message} is missing from the hyperparameters"
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if unexpected:

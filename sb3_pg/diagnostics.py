@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
@@ -56,7 +58,7 @@ class _DictRecorder(_Recorder, EpisodeDictRolloutBuffer):  # type: ignore[misc]
 
 def gradient_diagnostics(
     model: OnPolicyAlgorithm,
-    env: VecEnv | None = None,
+    env: GymEnv | None = None,
     n_episodes: int = 200,
     gae_lambdas: Sequence[float] = GAE_LAMBDAS,
     discounted_state_distribution: bool | None = None,
@@ -70,7 +72,8 @@ def gradient_diagnostics(
 
     - ``estimator``: ``return``, ``reward_to_go``; the latter minus a baseline: ``running_mean`` (a constant: the mean over the
       other episodes), ``optimal`` (the constant of least variance, taken from the other half of the episodes),
-      ``leave_one_out``, ``value``; ``gae``. ``gae_lambda``: λ; ``discounted``: whether the weight of step t has the factor γᵗ
+      ``leave_one_out`` (among as many episodes as a rollout of the model holds, but two at least), ``value``; ``gae``.
+      ``gae_lambda``: λ; ``discounted``: whether the weight of step t has the factor γᵗ
     - ``variance``: tr Cov(g), of one episode; ĝ over n episodes has this divided by n. ``variance_low``, ``variance_high``:
       its 95% bootstrap interval, over episodes
     - ``signal``: ‖E g‖, the length of the expected gradient
@@ -100,31 +103,34 @@ def gradient_diagnostics(
     :raises TypeError: if the model is not an on-policy one with an actor-critic policy
     :raises ValueError: if there is no environment or there are too few episodes
     """
-    env = _check(model, env, n_episodes)
+    env = _check(model, env, n_episodes, gae_lambdas)
     if discounted_state_distribution is None:
         discounted_state_distribution = getattr(model, "discounted_state_distribution", False)
-    mode, numpy_state = model.policy.training, np.random.get_state()
-    with th.random.fork_rng(devices=[]):  # training goes on as if nothing had been drawn
+    # Training goes on as if nothing had been drawn
+    mode, numpy_state, distribution = model.policy.training, np.random.get_state(), dict(vars(model.policy.action_dist))
+    with th.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         try:
             probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
             buffer = _play(probe, env)
             episodes = _episodes(buffer)
-            weights = _weights(probe, buffer, gae_lambdas, discounted_state_distribution)
+            lengths = np.array([end - start for _, start, end in episodes])
+            rollout_steps = getattr(model, "n_steps", 1) * model.n_envs
+            if isinstance(model, PolicyGradient) and model.n_episodes is not None:
+                rollout_steps = round(model.n_episodes * model.n_envs * lengths.mean())
+            groups = _group(episodes, max(2, round(rollout_steps / lengths.mean())), buffer)
+            weights = _weights(probe, buffer, groups, gae_lambdas, discounted_state_distribution)
             gradients = _episode_gradients(probe, buffer, episodes, weights, on_progress)
         finally:
             model.policy.set_training_mode(mode)
             np.random.set_state(numpy_state)
+            vars(model.policy.action_dist).update(distribution)  # the noise of gSDE
             if env is model.get_env():
                 model._last_obs = None  # the next learn() begins with a reset
     scores = gradients.pop(("score", None, discounted_state_distribution))
     _add_constant_baselines(gradients, scores, probe.gamma, buffer, episodes, discounted_state_distribution)
 
-    lengths = np.array([end - start for _, start, end in episodes])
     best = "value" if probe.uses_critic else "reward_to_go"
     reference = gradients[best, None, discounted_state_distribution]
-    rollout_steps = getattr(model, "n_steps", 1) * model.n_envs
-    if isinstance(model, PolicyGradient) and model.n_episodes is not None:
-        rollout_steps = round(model.n_episodes * model.n_envs * lengths.mean())
     rows = []
     for key in sorted(gradients, key=lambda key: (_ORDER.index(key[0]), key[2], -(key[1] or 0.0))):
         row: dict[str, Any] = dict(zip(("estimator", "gae_lambda", "discounted"), key, strict=True))
@@ -155,18 +161,22 @@ def recommend(table: pd.DataFrame) -> str:
     )
 
 
-def _check(model: Any, env: VecEnv | None, n_episodes: int) -> VecEnv:
-    if not isinstance(model, OnPolicyAlgorithm) or not isinstance(model.policy, ActorCriticPolicy):
+def _check(model: Any, env: GymEnv | None, n_episodes: int, gae_lambdas: Sequence[float]) -> VecEnv:
+    policy = getattr(model, "policy", None)
+    if not isinstance(policy, ActorCriticPolicy) or isinstance(policy, RecurrentActorCriticPolicy):
         raise TypeError(
-            f"The diagnostics need a model with a stochastic actor-critic policy (VanillaPG, ReinforceBaseline, NaturalPG, "
-            f"A2C, PPO), not {type(model).__name__}."
+            "The diagnostics need a model with a stochastic actor-critic policy without memory (VanillaPG, ReinforceBaseline, "
+            f"NaturalPG, A2C, PPO), not {type(model).__name__}."
         )
-    env = env or model.get_env()
-    if env is None:
+    if env is None and model.get_env() is None:
         raise ValueError("The model has no environment: pass env, or set it with model.set_env.")
     if n_episodes < 4:
         raise ValueError(f"n_episodes must be at least 4, to estimate variances, not {n_episodes}.")
-    return env
+    if not all(0.0 <= gae_lambda <= 1.0 for gae_lambda in gae_lambdas):
+        raise ValueError(f"gae_lambdas must be in [0, 1], not {tuple(gae_lambdas)}.")
+    # As the model sees it: vectorised, channels first
+    wrapped: VecEnv = model.get_env() if env is None else model._wrap_env(env, verbose=0)
+    return wrapped
 
 
 def _make_probe(model: OnPolicyAlgorithm, env: VecEnv, n_episodes: int) -> VanillaPG:
@@ -219,13 +229,26 @@ def _episodes(buffer: _Recorder) -> list[tuple[int, int, int]]:
     return episodes
 
 
-def _weights(probe: VanillaPG, buffer: _Recorder, gae_lambdas: Sequence[float], discounted: bool) -> dict[_Key, np.ndarray]:
+def _group(episodes: list[tuple[int, int, int]], size: int, buffer: _Recorder) -> np.ndarray:
+    """Number of the group of each step, ``(n_steps, n_envs)``: so many episodes at a time, in the order they began."""
+    groups = np.full(buffer.mask.shape, -1)
+    n_groups = max(len(episodes) // size, 1)
+    for i, (env, start, end) in enumerate(sorted(episodes, key=lambda episode: episode[1])):
+        groups[start:end, env] = min(i // size, n_groups - 1)
+    return groups
+
+
+def _weights(
+    probe: VanillaPG, buffer: _Recorder, groups: np.ndarray, gae_lambdas: Sequence[float], discounted: bool
+) -> dict[_Key, np.ndarray]:
     """Ψ of every step under every estimator but the constant baselines, ``(n_steps, n_envs)`` each; "score" has Ψ = 1."""
     done_steps = buffer.done_steps(buffer.ends[1])
     to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
     factors = estimators.discount_factors(buffer.timesteps, probe.gamma)
     own = factors if discounted else np.ones_like(factors)
-    others = estimators.leave_one_out_baseline(to_go, buffer.timesteps, buffer.mask)
+    others = sum(
+        estimators.leave_one_out_baseline(to_go, buffer.timesteps, groups == group) for group in range(groups.max() + 1)
+    )
     weights: dict[_Key, np.ndarray] = {
         ("return", None, True): estimators.episode_first(to_go, done_steps),
         ("score", None, discounted): own,
@@ -366,7 +389,11 @@ class GradientDiagnosticsCallback(BaseCallback):
         self._next = 0
 
     def _on_training_start(self) -> None:
-        _check(self.model, self.env, self.n_episodes)
+        if self.env is self.training_env:
+            raise ValueError(
+                "The diagnostics abandon episodes in progress: pass environments of their own, not the training's."
+            )
+        self.env = _check(self.model, self.env, self.n_episodes, self.gae_lambdas)
 
     def _on_step(self) -> bool:
         return True

@@ -1,11 +1,14 @@
 """The command ``sb3-pg estimators``: which estimator is best on this problem."""
 
 import argparse
+import importlib
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n-envs", type=int, default=8, help="parallel environments to play in")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and policy")
     parser.add_argument("--device", default="auto", help="device of the networks")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages to import that register environments")
     parser.add_argument("--output", type=Path, default=Path("estimators"), help="name of the CSV file and the figure")
     arguments = parser.parse_args(argv)
 
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from sb3_pg.diagnostics import gradient_diagnostics, recommend
 
-    model, env = _load(arguments)
+    model, env = load_agent(arguments)
     with Progress() as progress:
         task = progress.add_task("episodes", total=None)
         table = gradient_diagnostics(
@@ -53,15 +57,22 @@ def main(argv: list[str] | None = None) -> None:
     console.print(recommend(table), highlight=False)
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and its environment, with the statistics of VecNormalize, found as rl-zoo3's enjoy finds them."""
+def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its environment, with the statistics of VecNormalize, found as rl-zoo3's enjoy finds them.
+
+    :param arguments: those of the command
+    :return: the model, and a vectorised environment that does not update its statistics
+    """
     from huggingface_sb3 import EnvironmentName
     from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
     from stable_baselines3.common.utils import set_random_seed
+    from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
     from sb3_pg.zoo import register
 
     register()
+    for package in arguments.gym_packages:
+        importlib.import_module(package)
     if arguments.algo not in ALGOS:
         raise ValueError(f"--algo must be one of {', '.join(ALGOS)}, not {arguments.algo!r}.")
     env_name = EnvironmentName(arguments.env)
@@ -73,8 +84,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         model_path, log_path = str(arguments.model), str(arguments.model.parent)
     model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
     set_random_seed(arguments.seed)
-    hyperparams, stats_path = get_saved_hyperparams(str(Path(log_path) / env_name), test_mode=True)
+    folder = Path(log_path) / env_name
+    hyperparams, stats_path = get_saved_hyperparams(str(folder), test_mode=True)
+    if stats_path is None:
+        print(f"{folder} is missing: playing without the wrappers and the VecNormalize of the training.")
     env_kwargs = hyperparams.pop("env_kwargs", {})
+    if (folder / "args.yml").is_file():
+        env_kwargs = yaml.load((folder / "args.yml").read_text(), yaml.UnsafeLoader)["env_kwargs"] or env_kwargs
     env = create_test_env(
         env_name.gym_id,
         n_envs=arguments.n_envs,
@@ -84,6 +100,9 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         hyperparams=hyperparams,
         env_kwargs=env_kwargs,
     )
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None:  # the critic knows the rewards as they were in training
+        normalize.norm_reward = pickle.loads((folder / "vecnormalize.pkl").read_bytes()).norm_reward
     return model, env
 
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_pg.buffers import take_obs
 from sb3_pg.policy_gradient import Batch, PolicyGradient, _check_integer, _check_number, _check_rate, _require_finite
+from sb3_pg.sampling import NOT_SHARED, overrides
 
 # A gradient (of standardised or raw weights) no longer than this is rounding error and has no direction
 _NO_GRADIENT = 1e-8
@@ -29,8 +30,9 @@ class NaturalPG(PolicyGradient):
     and the system is solved by conjugate gradients. Unlike TRPO there is one full step and no line search.
 
     ĝ is VanillaPG's, with the same ``weights``. The length of the step does not depend on the scale of ĝ, and no step is taken
-    where ĝ is numerically zero. A Fisher product differentiates twice through the network on all steps at once (one in
-    ``sub_sampling_factor``), so its memory grows with them: on images, sub-sample.
+    where ĝ is numerically zero; for the same reason even a small ``ent_coef`` sets the direction where rewards say nothing.
+    A Fisher product differentiates twice through the network on all steps at once (one in ``sub_sampling_factor``, drawn at
+    random), so its memory grows with them: on images, sub-sample, but keep some hundred steps.
 
     :param learning_rate: Learning rate of the critic, a number or a schedule (the policy's step follows from ``target_kl``)
     :param target_kl: KL(old ∥ new) of a policy step, in nats per state, to second order; a number or a schedule
@@ -59,7 +61,7 @@ class NaturalPG(PolicyGradient):
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 10,
         cg_damping: float = 0.1,
-        sub_sampling_factor: int = 2,
+        sub_sampling_factor: int = 1,
         n_critic_updates: int = 5,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -113,6 +115,14 @@ class NaturalPG(PolicyGradient):
         _check_number("cg_damping", self.cg_damping, 0.0, inf)
         _check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if overrides(self.policy, "evaluate_actions", *NOT_SHARED):
+            raise ValueError(
+                f"NaturalPG needs the distribution that log π comes from, and {type(self.policy).__name__} overrides one of "
+                f"{', '.join(('evaluate_actions', *NOT_SHARED))}: use VanillaPG, or override _get_action_dist_from_latent."
+            )
+
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         self.target_kl_schedule = FloatSchedule(self.target_kl)
@@ -124,6 +134,8 @@ class NaturalPG(PolicyGradient):
         grad_norm = gradient.norm().item()
         _require_finite("the policy's gradient", grad_norm)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        if not 0.0 <= target_kl < inf:
+            raise ValueError(f"target_kl must not be negative or infinite, but its schedule returned {target_kl}.")
         metrics = {"grad_norm": grad_norm, "target_kl": target_kl}
         if grad_norm <= _NO_GRADIENT:
             return metrics
@@ -147,7 +159,10 @@ class NaturalPG(PolicyGradient):
 
         At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
         """
-        obs = take_obs(batch.observations, slice(None, None, self.sub_sampling_factor))
+        n = len(batch.weights)
+        # At random: every second step of a rollout in order of time may see one half of a two-phase environment only
+        some = th.randperm(n)[: -(-n // self.sub_sampling_factor)] if self.sub_sampling_factor > 1 else slice(None)
+        obs = take_obs(batch.observations, some)
         with th.no_grad():
             old = copy(self.policy.get_distribution(obs))
         kl = kl_divergence(old, self.policy.get_distribution(obs))

@@ -80,13 +80,15 @@ def _extend(manager: Any) -> None:
 
 def _check_schedule(name: str, value: str) -> None:
     try:
-        _, initial_value = value.split("_")
-        float(initial_value)
+        kind, initial_value = value.split("_")
+        is_linear = kind == "lin" and float(initial_value) >= 0.0
     except ValueError:
+        is_linear = False
+    if not is_linear:
         raise ValueError(
             f"{name}: {value!r} is neither a number nor a linear schedule such as lin_1e-3 "
             "(to YAML, 1e-3 is text: write 1.0e-3)."
-        ) from None
+        )
 
 
 def sample_vpg_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _suggest_common(trial: "Trial", n_actions: int) -> dict[str, Any]:
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.2, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "ent_coef": trial.suggest_categorical("ent_coef", [0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [True, False]),
         "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),

@@ -14,7 +14,7 @@ import yaml
 
 from sb3_pg.benchmark.cli import main
 from sb3_pg.benchmark.report import improvement, interval, load_runs, steps_to_threshold, summarise_runs
-from sb3_pg.benchmark.run import Run, conf_file, plan
+from sb3_pg.benchmark.run import Run, plan, read_entry
 from sb3_pg.benchmark.speed import summarise
 from sb3_pg.zoo import hyperparams_file
 
@@ -83,17 +83,19 @@ def test_the_plan_covers_all_runs_one_seed_after_the_other() -> None:
     runs = plan(["vpg", "a2c"], [("CartPole-v1", None), ("Walker2d-v5", 1000)], [1, 2])
     assert [run.seed for run in runs] == [1] * 4 + [2] * 4
     assert runs[0] == Run("vpg", "CartPole-v1", 1, 300_000, 10_000) and runs[3] == Run("a2c", "Walker2d-v5", 1, 1000, 50)
+    assert plan(["vpg", "vpg"], [("CartPole-v1", 200)], [1, 1]) == [Run("vpg", "CartPole-v1", 1, 200, 10)]
     assert plan(["vpg"], [("CartPole-v1", 200)], [1])[0].eval_freq == 10
     with pytest.raises(ValueError, match="Walker2d-v5:STEPS"):
         plan(["vpg"], [("Walker2d-v5", None)], [1])
 
 
-def test_the_zoos_mujoco_entries_are_read_for_v5(tmp_path: Path) -> None:
-    path = conf_file("ppo", "HalfCheetah-v5", tmp_path)
-    theirs = Path(rl_zoo3.__file__).parent / "hyperparams/ppo.yml"
-    assert yaml.safe_load(path.read_text()) == {"HalfCheetah-v5": yaml.safe_load(theirs.read_text())["HalfCheetah-v4"]}
-    assert conf_file("ppo", "CartPole-v1", tmp_path) == theirs
-    assert conf_file("npg", "HalfCheetah-v5", tmp_path) == hyperparams_file("npg")
+def test_the_zoos_mujoco_entries_are_read_for_v5() -> None:
+    theirs = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams/ppo.yml").read_text())
+    assert read_entry("ppo", "HalfCheetah-v5") == theirs["HalfCheetah-v4"]
+    assert read_entry("ppo", "CartPole-v1") == theirs["CartPole-v1"]
+    assert read_entry("ppo", "Unknown-v0") == theirs["default"]
+    ours = yaml.safe_load(hyperparams_file("npg").read_text())
+    assert read_entry("npg", "HalfCheetah-v5") == ours["HalfCheetah-v5"]
 
 
 def test_runs_resume_after_a_kill(tmp_path: Path) -> None:
@@ -118,7 +120,11 @@ def test_runs_resume_after_a_kill(tmp_path: Path) -> None:
         assert len(evaluations["timesteps"]) == 20 and evaluations["results"].shape[1] == 10
     config = yaml.unsafe_load((second / "CartPole-v1/config.yml").read_text())
     assert config["n_envs"] == 8
-    # Another budget does not pass for this one
+    # Neither another budget nor other hyperparameters pass for these
+    file = first / "CartPole-v1/config.yml"
+    file.write_text(file.read_text().replace("lin_1.5e-3", "lin_1"))
+    result = subprocess.run([*command, "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and "other hyperparameters" in result.stderr
     result = subprocess.run([*command[:-1], "--envs", "CartPole-v1:500"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and "trained for 3000 steps, not 500" in result.stderr
 

@@ -1,5 +1,6 @@
 """The command sb3-pg, as a user types it."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import optuna
 import pytest
 import yaml
 
+from sb3_pg import VanillaPG
 from sb3_pg.cli import main
+from sb3_pg.estimators_command import load_agent
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
@@ -115,6 +118,13 @@ def test_vec_normalize_in_subprocesses(tmp_path: Path) -> None:
     sb3_pg(tmp_path, "train --algo vpg --env Pendulum-v1 -n 400 --vec-env subproc --eval-freq 200 -params n_envs:2")
     assert (tmp_path / "logs/vpg/Pendulum-v1_1/Pendulum-v1/vecnormalize.pkl").is_file()
     assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo vpg --env Pendulum-v1 --no-render -n 200")
+    # The critic was fitted to normalised rewards: on others it would be no baseline at all
+    arguments = argparse.Namespace(algo="vpg", env="Pendulum-v1", folder=str(tmp_path / "logs"), exp_id=0, load_best=False,
+                                   model=None, n_envs=2, seed=0, device="cpu", gym_packages=[])  # fmt: skip
+    model, env = load_agent(arguments)
+    assert env.norm_reward and not env.training and env.ret_rms.count > 100
+    assert isinstance(model, VanillaPG)
+    env.close()
 
 
 def test_dict_observations(tmp_path: Path) -> None:

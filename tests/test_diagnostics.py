@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
@@ -192,6 +193,9 @@ def test_images_are_compressed() -> None:
     assert sum(p.numel() for p in model.policy.parameters()) > module._MAX_SIZE
     table = gradient_diagnostics(model, n_episodes=4, gae_lambdas=())
     assert np.isfinite(table.variance).all()
+    # Environments are wrapped as the model wraps its own
+    raw = make_vec_env(lambda: gym.wrappers.TimeLimit(FakeImageEnv(36, 36, discrete=True), 5), 2, seed=0)
+    assert len(gradient_diagnostics(model, raw, n_episodes=4, gae_lambdas=())) == len(table)
     # The compression keeps lengths and angles
     sketch = module._make_sketch(500_000, th.device("cpu"))
     x, y = th.randn(2, 500_000)
@@ -240,5 +244,12 @@ def test_what_is_refused() -> None:
     model.env = None
     with pytest.raises(ValueError, match="no environment"):
         gradient_diagnostics(model)
+    with pytest.raises(ValueError, match="gae_lambdas must be in"):
+        gradient_diagnostics(VanillaPG("MlpPolicy", "CartPole-v1"), gae_lambdas=(1.5,))
+    with pytest.raises(TypeError, match="without memory .* not RecurrentPPO"):
+        gradient_diagnostics(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, batch_size=8))
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8)
+    with pytest.raises(ValueError, match="not the training's"):
+        model.learn(8, callback=GradientDiagnosticsCallback(model.get_env()))
     with pytest.raises(ValueError, match="every"):
         GradientDiagnosticsCallback(make_vec_env("CartPole-v1"), every=0)

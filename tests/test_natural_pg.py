@@ -10,6 +10,7 @@ from envs import ScriptedEnv, TabularMDP, TabularVecEnv
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnvBox
+from stable_baselines3.common.policies import ActorCriticPolicy
 from test_unbiased import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
 
 from sb3_pg import NaturalPG, VanillaPG
@@ -118,6 +119,36 @@ def test_a_step_changes_the_policy_by_target_kl(env_id: str, kwargs: dict[str, A
     with th.no_grad():
         kl = kl_divergence(old, distribution()).reshape(len(batch.weights), -1).sum(dim=1).mean().item()
     assert kl == pytest.approx(target_kl, rel=0.2)
+
+
+def test_sub_sampling_sees_both_phases_of_an_environment() -> None:
+    # States alternate: every second step of a rollout in order of time is one and the same state
+    env = TabularVecEnv(TabularMDP(0), 1)
+    model = NaturalPG("MlpPolicy", env, target_kl=1e-3, sub_sampling_factor=2, **LINEAR)
+    rng = np.random.default_rng(0)
+    batch = make_batch(np.tile([0, 1], 500), rng.integers(3, size=1000), rng.normal(size=1000))
+    before = logits(model, th.arange(3))
+    set_gradient(model, batch)
+    model._step_policy(batch)
+    after = logits(model, th.arange(3))
+    kl = (np.exp(before) * (before - after)).sum(axis=1)[:2].mean()
+    assert kl == pytest.approx(1e-3, rel=0.2)
+
+
+class OwnEvaluation(ActorCriticPolicy):
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions)
+
+
+def test_a_policy_with_a_score_of_its_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="OwnEvaluation overrides"):
+        NaturalPG(OwnEvaluation, "CartPole-v1")
+
+
+def test_a_wrong_schedule_is_named() -> None:
+    model = NaturalPG("MlpPolicy", IdentityEnvBox(ep_length=8), n_steps=16, target_kl=lambda progress: progress - 2.0)
+    with pytest.raises(ValueError, match="target_kl must not be negative or infinite, but its schedule returned"):
+        model.learn(16)
 
 
 class FeatureEnv(ScriptedEnv):

@@ -197,16 +197,19 @@ def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path) -
     dates = sorted({info["date"] for info in own})
     seeds = sorted(set(runs.seed))
     budgets = evaluations.groupby("env").n_timesteps.first()
+    algos = list(dict.fromkeys(runs.algo))
+    names = [LABELS.get(algo, algo) for algo in LABELS if algo in algos] + [algo for algo in algos if algo not in LABELS]
     lines = [
-        "# VanillaPG, ReinforceBaseline and NaturalPG against A2C, PPO and TRPO",
-        f"{len(runs)} training runs through rl-zoo3, every algorithm with its hyperparameter file (ours: `hyperparams/`; A2C, "
-        "PPO and TRPO: rl-zoo3's, whose MuJoCo entries for v4 are used for v5), all with one budget a environment: "
+        f"# {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"# {names[0]}",
+        f"{len(runs)} training runs through rl-zoo3, every algorithm with its hyperparameter file (ours: `hyperparams/`, "
+        "which says how they were tuned; A2C, PPO, TRPO and others: rl-zoo3's, whose MuJoCo entries for v4 are used for v5), "
+        "all with one budget an environment: "
         + ", ".join(f"{env} {steps:,}" for env, steps in budgets.items())
-        + f" steps. Seeds {seeds[0]}–{seeds[-1]}, fixed before the runs and disjoint from those used for tuning; the number "
-        "of runs is given with each figure. An evaluation is the mean of 10 episodes with deterministic actions on a separate "
-        "environment.",
-        f"Report of {datetime.date.today().isoformat()}; made by\n\n```bash\nsb3-pg benchmark run --seeds "
-        f"{' '.join(map(str, seeds))}\nsb3-pg benchmark throughput\nsb3-pg benchmark report\n```",
+        + f" steps. Seeds {', '.join(map(str, seeds))}; the number of runs is given with each figure. An evaluation is the "
+        "mean of 10 episodes with deterministic actions on a separate environment.",
+        f"Report of {datetime.date.today().isoformat()}; made by\n\n```bash\nsb3-pg benchmark run --algos {' '.join(algos)} "
+        f"--envs {' '.join(budgets.index)} --seeds {' '.join(map(str, seeds))}\nsb3-pg benchmark throughput\n"
+        "sb3-pg benchmark report\n```",
     ]
     if own:
         lines.append(

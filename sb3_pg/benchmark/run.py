@@ -83,9 +83,12 @@ def plan(algos: Iterable[str], envs: Iterable[tuple[str, int | None]], seeds: It
     :param envs: environments, each with its budget in steps or None for that of :data:`BUDGETS`
     :param seeds: seeds
     :return: the runs in the order in which to do them
-    :raises ValueError: if an environment has no budget
+    :raises ValueError: if an environment has no budget or an algorithm is unknown
     """
     runs = []
+    algos, envs = list(algos), list(envs)
+    for algo in algos:
+        _find_file(algo)
     for seed in seeds:
         for env_id, n_timesteps in envs:
             if n_timesteps is None and env_id not in BUDGETS:
@@ -94,18 +97,10 @@ def plan(algos: Iterable[str], envs: Iterable[tuple[str, int | None]], seeds: It
             if n_timesteps not in (None, budget):
                 budget, eval_freq = n_timesteps, max(n_timesteps // N_EVALUATIONS, 1)  # type: ignore[operator]
             runs += [Run(algo, env_id, seed, budget, eval_freq) for algo in algos]  # type: ignore[arg-type]
-    return runs
+    return list(dict.fromkeys(runs))
 
 
-def conf_file(algo: str, env_id: str, folder: Path) -> Path:
-    """Hyperparameter file: ours, or rl-zoo3's with its MuJoCo entries, which are filed under v4, read for v5.
-
-    :param algo: name of the algorithm
-    :param env_id: environment
-    :param folder: where to write a file, if need be
-    :return: path of the file
-    :raises ValueError: if there is none for the algorithm
-    """
+def _find_file(algo: str) -> Path:
     if algo in ALGORITHMS:
         return hyperparams_file(algo)
     spec = find_spec("rl_zoo3")
@@ -113,12 +108,20 @@ def conf_file(algo: str, env_id: str, folder: Path) -> Path:
     path = Path(spec.origin).parent / "hyperparams" / f"{algo}.yml"
     if not path.is_file():
         raise ValueError(f"{algo!r} is no algorithm of ours or rl-zoo3's.")
-    entries, v4 = yaml.safe_load(path.read_text()), env_id.replace("-v5", "-v4")
-    if env_id in entries or v4 not in entries:
-        return path
-    mapped = folder / f"{algo}.yml"
-    mapped.write_text(yaml.safe_dump({env_id: entries[v4]}))
-    return mapped
+    return path
+
+
+def read_entry(algo: str, env_id: str) -> dict[str, Any]:
+    """Hyperparameters of an algorithm for an environment: our file's or rl-zoo3's, whose MuJoCo entries for v4 serve v5.
+
+    :param algo: name of the algorithm
+    :param env_id: environment
+    :return: the entry, or the default one
+    :raises ValueError: if there is no file for the algorithm
+    """
+    entries = yaml.safe_load(_find_file(algo).read_text())
+    names = (env_id, env_id.replace("-v5", "-v4"), "default")
+    return dict(next(entries[name] for name in names if name in entries))
 
 
 class _Job:
@@ -128,7 +131,9 @@ class _Job:
         self.run, self.folder, self.start = run, folder, time.time()
         self.work = Path(tempfile.mkdtemp(prefix=f"{run.algo}-{run.env_id}-{run.seed}-", dir=folder / ".running"))
         self.log = self.work / "log.txt"
-        own = ["-f", str(self.work), "--conf-file", str(conf_file(run.algo, run.env_id, self.work)), "--verbose", "0"]
+        conf_file = self.work / f"{run.algo}.yml"
+        conf_file.write_text(yaml.safe_dump({run.env_id: read_entry(run.algo, run.env_id)}))
+        own = ["-f", str(self.work), "--conf-file", str(conf_file), "--verbose", "0"]
         command = [sys.executable, "-m", "sb3_pg.benchmark.run", *run.arguments, *own]
         with self.log.open("w") as log:
             # Nothing is ever written into the pipe: the process ends when we, who hold its other end, are gone
@@ -175,7 +180,8 @@ class _Job:
         (finished / "run.json").write_text(json.dumps(info, indent=1) + "\n")
         target = self.folder / self.run.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        finished.rename(target)
+        if not self.run.is_finished(self.folder):  # by another process on the same folder
+            finished.rename(target)
         shutil.rmtree(self.work)
 
     def kill(self) -> None:
@@ -207,6 +213,9 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
         try:
             while waiting or jobs:
                 while waiting and len(jobs) < n_parallel:
+                    if waiting[0].is_finished(folder):  # by another process meanwhile
+                        done += waiting.pop(0).n_timesteps
+                        continue
                     job = _Job(waiting.pop(0), folder)
                     jobs.append(job)
                     tasks[job.run] = progress.add_task(str(job.run.name), total=job.run.n_timesteps)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
+import yaml
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -22,7 +23,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
-from sb3_pg.benchmark.run import conf_file
+from sb3_pg.benchmark.run import read_entry
 
 # Runs at least so many environment steps and returns how many it ran
 Contender = Callable[[int], int]
@@ -186,9 +187,10 @@ def _make_tuned_model(algo: str, env_id: str, seed: int) -> OnPolicyAlgorithm:
     from rl_zoo3.exp_manager import ExperimentManager
 
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        config = str(conf_file(algo, env_id, Path(folder)))
+        config = Path(folder) / f"{algo}.yml"
+        config.write_text(yaml.safe_dump({env_id: read_entry(algo, env_id)}))
         manager = ExperimentManager(
-            argparse.Namespace(), algo, env_id, folder, eval_freq=-1, seed=seed, verbose=0, device="cpu", config=config
+            argparse.Namespace(), algo, env_id, folder, eval_freq=-1, seed=seed, verbose=0, device="cpu", config=str(config)
         )
         experiment = manager.setup_experiment()
     assert experiment is not None
