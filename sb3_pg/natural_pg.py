@@ -19,13 +19,17 @@ from sb3_pg.sampling import NOT_SHARED, overrides
 
 # A gradient (of standardised or raw weights) no longer than this is rounding error and has no direction
 _NO_GRADIENT = 1e-8
+# Share of xᵀ(F + damping · I)x below which xᵀFx no longer sets the length of the step. A nearly deterministic policy has
+# almost no curvature, and steps of the full KL divergence would take it far along noise
+_LEAST_SHARE = 2.0 / 3.0
 
 
 class NaturalPG(PolicyGradient):
     r"""Natural policy gradient (Kakade 2001; Peters & Schaal 2008): VanillaPG's gradient in the metric of the policy.
 
     The step is √(2δ / xᵀFx) · x with x = (F + damping · I)⁻¹ ĝ: of the directions that change the policy by the KL divergence
-    δ = ``target_kl``, the one that ĝ favours most. F = E[∇log π ∇log πᵀ] is the Fisher matrix over the states of the
+    δ = ``target_kl``, the one that ĝ favours most. Where the damping outweighs the curvature, as it does for a nearly
+    deterministic policy, ⅔ · xᵀ(F + damping · I)x replaces xᵀFx, and the step is shorter. F = E[∇log π ∇log πᵀ] is the Fisher matrix over the states of the
     rollout, each step counting once; it is never formed, but applied to vectors by a second derivative of the KL divergence,
     and the system is solved by conjugate gradients. Unlike TRPO there is one full step and no line search.
 
@@ -146,6 +150,8 @@ class NaturalPG(PolicyGradient):
             lambda v: fisher_product(v) + self.cg_damping * v, gradient / grad_norm, max_iter=self.cg_max_steps
         )
         curvature = direction.dot(fisher_product(direction)).item()
+        damped_curvature = curvature + self.cg_damping * direction.square().sum().item()
+        curvature = max(curvature, _LEAST_SHARE * damped_curvature)
         step_size = sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else 0.0
         _require_finite("the natural gradient", step_size * direction.norm().item())
         with th.no_grad():

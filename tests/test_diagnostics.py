@@ -246,7 +246,7 @@ def test_what_is_refused() -> None:
         gradient_diagnostics(model)
     with pytest.raises(ValueError, match="gae_lambdas must be in"):
         gradient_diagnostics(VanillaPG("MlpPolicy", "CartPole-v1"), gae_lambdas=(1.5,))
-    with pytest.raises(TypeError, match="without memory .* not RecurrentPPO"):
+    with pytest.raises(TypeError, match=r"without memory .* not RecurrentPPO"):
         gradient_diagnostics(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, batch_size=8))
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8)
     with pytest.raises(ValueError, match="not the training's"):
