@@ -29,9 +29,10 @@ class NaturalPG(PolicyGradient):
 
     The step is √(2δ / xᵀFx) · x with x = (F + damping · I)⁻¹ ĝ: of the directions that change the policy by the KL divergence
     δ = ``target_kl``, the one that ĝ favours most. Where the damping outweighs the curvature, as it does for a nearly
-    deterministic policy, ⅔ · xᵀ(F + damping · I)x replaces xᵀFx, and the step is shorter. F = E[∇log π ∇log πᵀ] is the Fisher matrix over the states of the
-    rollout, each step counting once; it is never formed, but applied to vectors by a second derivative of the KL divergence,
-    and the system is solved by conjugate gradients. Unlike TRPO there is one full step and no line search.
+    deterministic policy, ⅔ · xᵀ(F + damping · I)x replaces xᵀFx, and the step is shorter. F = E[∇log π ∇log πᵀ] is the
+    Fisher matrix over the states of the rollout, each step counting once; it is never formed, but applied to vectors by a
+    second derivative of the KL divergence, and the system is solved by conjugate gradients. Unlike TRPO there is one full
+    step and no line search.
 
     ĝ is VanillaPG's, with the same ``weights``. The length of the step does not depend on the scale of ĝ, and no step is taken
     where ĝ is numerically zero; for the same reason even a small ``ent_coef`` sets the direction where rewards say nothing.
