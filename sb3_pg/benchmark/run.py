@@ -63,7 +63,7 @@ class Run(NamedTuple):
     def is_finished(self, folder: Path) -> bool:
         """Whether the folder of runs has it.
 
-        :raises ValueError: if it was made with another budget
+        :raises ValueError: if it was made with another budget or other hyperparameters
         """
         path = folder / self.name / "run.json"
         if not path.is_file():
@@ -73,6 +73,10 @@ class Run(NamedTuple):
             raise ValueError(
                 f"{path.parent} was trained for {n_timesteps} steps, not {self.n_timesteps}: use another --folder."
             )
+        # rl-zoo3 writes an OrderedDict, a tag only the full loader knows
+        used = yaml.unsafe_load((path.parent / self.env_id / "config.yml").read_text())
+        if dict(used) != read_entry(self.algo, self.env_id):
+            raise ValueError(f"{path.parent} was trained with other hyperparameters than the file has now: move it away.")
         return True
 
 
