@@ -168,11 +168,16 @@ def run_throughput(algos: list[str], env_ids: list[str], steps: int, repetitions
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("measuring", total=len(algos) * len(env_ids) * repetitions)
         for env_id in env_ids:
-            contenders: dict[str, Contender] = {algo: partial(_learn, _make_tuned_model(algo, env_id, seed)) for algo in algos}
+            models = {algo: _make_tuned_model(algo, env_id, seed) for algo in algos}
+            contenders: dict[str, Contender] = {algo: partial(_learn, model) for algo, model in models.items()}
             for row in _measure(contenders, steps, repetitions):
                 rows.append({"env": env_id, **row})
                 pd.DataFrame(rows).to_csv(output, index=False)
                 progress.update(task, advance=1, description=env_id)
+            for model in models.values():
+                env = model.get_env()
+                assert env is not None
+                env.close()
     rates = pd.DataFrame(rows).pivot_table(index="env", columns="algorithm", values="steps_per_second", aggfunc="median")
     table = Table(
         "environment", *rates.columns, title=f"Steps a second, medians of {repetitions}; torch {th.__version__}, 1 thread"
