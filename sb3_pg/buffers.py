@@ -124,6 +124,20 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         return np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
 
+    def episodes(self, dones: np.ndarray) -> list[tuple[int, slice]]:
+        """The whole episodes in use, environment by environment.
+
+        :param dones: whether the last row ended an episode, ``(n_envs,)``
+        :return: environment and rows of each
+        """
+        done_steps = self.done_steps(dones)
+        episodes = []
+        for env in range(self.n_envs):
+            ends = (np.flatnonzero(done_steps[:, env]) + 1).tolist()
+            rows = (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+            episodes += [(env, row) for row in rows if self.mask[row.start, env]]
+        return episodes
+
     def compute_returns_and_advantage(
         self,
         last_values: th.Tensor,

@@ -112,13 +112,15 @@ def gradient_diagnostics(
         try:
             probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
             buffer = _play(probe, env)
-            episodes = _episodes(buffer)
-            lengths = np.array([end - start for _, start, end in episodes])
+            dones = buffer.ends[1]
+            episodes = buffer.episodes(dones)
+            lengths = np.array([rows.stop - rows.start for _, rows in episodes])
             rollout_steps = getattr(model, "n_steps", 1) * model.n_envs
             if isinstance(model, PolicyGradient) and model.n_episodes is not None:
                 rollout_steps = round(model.n_episodes * model.n_envs * lengths.mean())
             groups = _group(episodes, max(2, round(rollout_steps / lengths.mean())), buffer)
-            weights = _weights(probe, buffer, groups, gae_lambdas, discounted_state_distribution)
+            to_go = estimators.reward_to_go(buffer.rewards, buffer.done_steps(dones), probe.gamma)
+            weights = _weights(probe, buffer, to_go, groups, gae_lambdas, discounted_state_distribution)
             gradients = _episode_gradients(probe, buffer, episodes, weights, on_progress)
         finally:
             model.policy.set_training_mode(mode)
@@ -127,7 +129,7 @@ def gradient_diagnostics(
             if env is model.get_env():
                 model._last_obs = None  # the next learn() begins with a reset
     scores = gradients.pop(("score", None, discounted_state_distribution))
-    _add_constant_baselines(gradients, scores, probe.gamma, buffer, episodes, discounted_state_distribution)
+    _add_constant_baselines(gradients, scores, to_go, episodes, discounted_state_distribution)
 
     best = "value" if probe.uses_critic else "reward_to_go"
     reference = gradients[best, None, discounted_state_distribution]
@@ -219,38 +221,26 @@ def _play(probe: VanillaPG, env: VecEnv) -> _Recorder:
     return probe.rollout_buffer
 
 
-def _episodes(buffer: _Recorder) -> list[tuple[int, int, int]]:
-    """The episodes in use: environment, first row and the row behind the last."""
-    done_steps = buffer.done_steps(buffer.ends[1])
-    episodes = []
-    for env in range(buffer.n_envs):
-        ends = np.flatnonzero(done_steps[:, env] & buffer.mask[:, env]) + 1
-        episodes += [(env, int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    return episodes
-
-
-def _group(episodes: list[tuple[int, int, int]], size: int, buffer: _Recorder) -> np.ndarray:
+def _group(episodes: list[tuple[int, slice]], size: int, buffer: _Recorder) -> np.ndarray:
     """Number of the group of each step, ``(n_steps, n_envs)``: so many episodes at a time, in the order they began."""
     groups = np.full(buffer.mask.shape, -1)
     n_groups = max(len(episodes) // size, 1)
-    for i, (env, start, end) in enumerate(sorted(episodes, key=lambda episode: episode[1])):
-        groups[start:end, env] = min(i // size, n_groups - 1)
+    for i, (env, rows) in enumerate(sorted(episodes, key=lambda episode: episode[1].start)):
+        groups[rows, env] = min(i // size, n_groups - 1)
     return groups
 
 
 def _weights(
-    probe: VanillaPG, buffer: _Recorder, groups: np.ndarray, gae_lambdas: Sequence[float], discounted: bool
+    probe: VanillaPG, buffer: _Recorder, to_go: np.ndarray, groups: np.ndarray, gae_lambdas: Sequence[float], discounted: bool
 ) -> dict[_Key, np.ndarray]:
     """Ψ of every step under every estimator but the constant baselines, ``(n_steps, n_envs)`` each; "score" has Ψ = 1."""
-    done_steps = buffer.done_steps(buffer.ends[1])
-    to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
     factors = estimators.discount_factors(buffer.timesteps, probe.gamma)
     own = factors if discounted else np.ones_like(factors)
     others = sum(
         estimators.leave_one_out_baseline(to_go, buffer.timesteps, groups == group) for group in range(groups.max() + 1)
     )
     weights: dict[_Key, np.ndarray] = {
-        ("return", None, True): estimators.episode_first(to_go, done_steps),
+        ("return", None, True): estimators.episode_first(to_go, buffer.done_steps(buffer.ends[1])),
         ("score", None, discounted): own,
         ("reward_to_go", None, discounted): own * to_go,
         ("leave_one_out", None, discounted): own * (to_go - others),
@@ -265,7 +255,7 @@ def _weights(
 def _episode_gradients(
     probe: VanillaPG,
     buffer: _Recorder,
-    episodes: list[tuple[int, int, int]],
+    episodes: list[tuple[int, slice]],
     weights: dict[_Key, np.ndarray],
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[_Key, np.ndarray]:
@@ -279,10 +269,10 @@ def _episode_gradients(
         return sketch(th.cat([part.flatten() for part in parts]))
 
     rows = []
-    for env, start, end in episodes:
+    for env, rows_of_episode in episodes:
         row: Any = 0.0
-        for first in range(start, end, CHUNK_SIZE):
-            steps = slice(first, min(first + CHUNK_SIZE, end))
+        for first in range(rows_of_episode.start, rows_of_episode.stop, CHUNK_SIZE):
+            steps = slice(first, min(first + CHUNK_SIZE, rows_of_episode.stop))
             obs, actions = probe._to_tensors(take_obs(buffer.observations, (steps, env)), buffer.actions[steps, env])
             log_prob, _ = probe._evaluate_actions(obs, actions)
             all_psi = th.as_tensor(stacked[:, steps, env]).to(log_prob)
@@ -306,15 +296,13 @@ def _make_sketch(size: int, device: th.device) -> Callable[[th.Tensor], th.Tenso
 def _add_constant_baselines(
     gradients: dict[_Key, np.ndarray],
     scores: np.ndarray,
-    gamma: float,
-    buffer: _Recorder,
-    episodes: list[tuple[int, int, int]],
+    to_go: np.ndarray,
+    episodes: list[tuple[int, slice]],
     discounted: bool,
 ) -> None:
     """Gradients of Gₜ − b for constants b that other episodes have fixed: g − b Σ ∇log π, ``scores``."""
-    to_go = estimators.reward_to_go(buffer.rewards, buffer.done_steps(buffer.ends[1]), gamma)
-    sums = np.array([to_go[start:end, env].sum() for env, start, end in episodes])
-    counts = np.array([end - start for _, start, end in episodes])
+    sums = np.array([to_go[rows, env].sum() for env, rows in episodes])
+    counts = np.array([rows.stop - rows.start for _, rows in episodes])
     means = (sums.sum() - sums) / (counts.sum() - counts)
     plain = gradients["reward_to_go", None, discounted]
     gradients["running_mean", None, discounted] = plain - means[:, None] * scores

@@ -1,11 +1,14 @@
 """The command line of the benchmarks."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 
-ENVS = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0", "HalfCheetah-v5", "Hopper-v5"]
+from sb3_pg.benchmark import BUDGETS
+
+ALGOS = ["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"]
 PAIRS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 
 
@@ -34,12 +37,12 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="sb3-pg benchmark", description="Benchmarks of sb3_pg against its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
-    speed = commands.add_parser(
+    add_command = partial(commands.add_parser, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    speed = add_command(
         "speed",
         help="environment steps per second, training included, beside A2C and PPO in one run",
         description="Environment steps per second, training included, of sb3_pg, A2C, PPO and the bare vector environment, in "
         "one process, interleaved. Absolute figures are the machine's; the ratios are what counts.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     speed.add_argument("--envs", nargs="+", type=_pair, default=[_pair(p) for p in PAIRS], metavar="ENV:N",
                        help="environments, each with its number of parallel copies")  # fmt: skip
@@ -48,42 +51,39 @@ def main(argv: list[str] | None = None) -> None:
     speed.add_argument("--threads", type=_positive, default=1, help="threads of torch")
     speed.add_argument("--seed", type=int, default=0, help="seed of models and environments")
     speed.add_argument("--output", type=Path, default=Path("speed.csv"), help="CSV file of the single measurements")
-    run = commands.add_parser(
+    run = add_command(
         "run",
         help="train algorithms × environments × seeds through rl-zoo3; finished runs are kept when it is started again",
         description="Train algorithms × environments × seeds through rl-zoo3, each algorithm with its hyperparameter file, "
         "and evaluate on a schedule. Finished runs are kept: start it again to go on where it stopped.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    run.add_argument("--algos", nargs="+", default=["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"], metavar="ALGO",
+    run.add_argument("--algos", nargs="+", default=ALGOS, metavar="ALGO",
                      help="algorithms, ours and rl-zoo3's")  # fmt: skip
-    run.add_argument("--envs", nargs="+", type=_env_with_budget, default=[(env_id, None) for env_id in ENVS],
+    run.add_argument("--envs", nargs="+", type=_env_with_budget, default=[(env_id, None) for env_id in BUDGETS],
                      metavar="ENV[:STEPS]", help="environments; the default ones have a budget")  # fmt: skip
     run.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="seeds")
     run.add_argument("--jobs", type=_positive, default=2, help="runs at a time")
     run.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="folder of the finished runs")
 
-    report = commands.add_parser(
+    report = add_command(
         "report",
         help="tables and figures of the finished runs",
         description="Tables and figures of the finished runs, with confidence intervals.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     report.add_argument("--folder", type=Path, default=Path("benchmarks/runs"), help="folder of the finished runs")
     report.add_argument("--throughput", type=Path, default=Path("benchmarks/throughput.csv"),
                         help="CSV file of the throughput benchmark; without it there is no time axis")  # fmt: skip
     report.add_argument("--output", type=Path, default=Path("benchmarks"), help="folder of REPORT.md, CSV files and figures")
 
-    throughput = commands.add_parser(
+    throughput = add_command(
         "throughput",
         help="environment steps per second of every algorithm with its hyperparameter file, in one run",
         description="Environment steps per second, training included, of every algorithm with its hyperparameter file, in one "
         "process, interleaved: the report's time axis.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    throughput.add_argument("--algos", nargs="+", default=["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"], metavar="ALGO",
+    throughput.add_argument("--algos", nargs="+", default=ALGOS, metavar="ALGO",
                             help="algorithms, ours and rl-zoo3's")  # fmt: skip
-    throughput.add_argument("--envs", nargs="+", default=ENVS, metavar="ENV", help="environments")
+    throughput.add_argument("--envs", nargs="+", default=list(BUDGETS), metavar="ENV", help="environments")
     throughput.add_argument("--steps", type=_positive, default=8_000, help="environment steps of one measurement, at least")
     throughput.add_argument("--repetitions", type=_positive, default=3, help="interleaved repetitions")
     throughput.add_argument("--seed", type=int, default=0, help="seed of models and environments")

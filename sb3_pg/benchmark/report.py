@@ -67,16 +67,13 @@ def summarise_runs(evaluations: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def interval(
-    scores: np.ndarray, statistic: Callable[[np.ndarray], float] = metrics.aggregate_iqm
-) -> tuple[float, float, float]:
-    """A statistic over runs with its 95% stratified bootstrap interval.
+def interval(scores: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over runs with its 95% stratified bootstrap interval.
 
     :param scores: ``(n_runs, n_environments)``
-    :param statistic: function of such an array; the interquartile mean by default
     :return: estimate, lower and upper bound
     """
-    estimates, intervals = rly.get_interval_estimates({"": scores}, lambda x: np.array([statistic(x)]), reps=_REPS)
+    estimates, intervals = rly.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=_REPS)
     return float(estimates[""][0]), float(intervals[""][0, 0]), float(intervals[""][1, 0])
 
 
@@ -134,7 +131,10 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     runs = summarise_runs(evaluations)
     algos = [algo for algo in LABELS if algo in set(runs.algo)] + sorted(set(runs.algo) - LABELS.keys())
     envs = list(dict.fromkeys(runs.env))
-    iqm = {(algo, env): interval(score_matrix(runs, algo, [env])) for algo, env in set(zip(runs.algo, runs.env, strict=True))}
+    iqm = {
+        (algo, env): interval(score_matrix(runs, algo, [env]))
+        for algo, env in dict.fromkeys(zip(runs.algo, runs.env, strict=True))
+    }
     best = {env: max(iqm[algo, env][0] for algo in algos if (algo, env) in iqm) for env in envs}
     lowest = {env: random_return(env) for env in envs}
     thresholds = {env: lowest[env] + THRESHOLD * (best[env] - lowest[env]) for env in envs}
@@ -154,7 +154,9 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
         "early.\n\n"
         + _markdown(
             _table(
-                algos, envs, lambda a, e: _number(interval(score_matrix(runs, a, [e], "area"))[0]) if (a, e) in iqm else "–"
+                algos,
+                envs,
+                lambda a, e: _number(metrics.aggregate_iqm(score_matrix(runs, a, [e], "area"))) if (a, e) in iqm else "–",
             )
         ),
         "## Probability of improvement\n\nThat a run of the row's algorithm ends higher than one of the column's, ties "

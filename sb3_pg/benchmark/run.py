@@ -20,17 +20,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sb3_pg.benchmark import BUDGETS
 from sb3_pg.zoo import ALGORITHMS, hyperparams_file
 
-#: Environment steps and steps between two evaluations, the same for all algorithms
-BUDGETS = {
-    "CartPole-v1": (300_000, 10_000),
-    "Acrobot-v1": (500_000, 25_000),
-    "Pendulum-v1": (500_000, 25_000),
-    "MountainCarContinuous-v0": (100_000, 5_000),
-    "HalfCheetah-v5": (1_000_000, 50_000),
-    "Hopper-v5": (1_000_000, 50_000),
-}
 EVAL_EPISODES = 10
 #: Evaluations within the budget of an environment that has no entry in BUDGETS
 N_EVALUATIONS = 20
@@ -84,7 +76,7 @@ def plan(algos: Iterable[str], envs: Iterable[tuple[str, int | None]], seeds: It
     """All runs, a whole set of one seed before the next.
 
     :param algos: names as rl-zoo3 knows them
-    :param envs: environments, each with its budget in steps or None for that of :data:`BUDGETS`
+    :param envs: environments, each with its budget in steps or None for that of :data:`sb3_pg.benchmark.BUDGETS`
     :param seeds: seeds
     :return: the runs in the order in which to do them
     :raises ValueError: if an environment has no budget or an algorithm is unknown
