@@ -53,7 +53,7 @@ class NaturalPG(PolicyGradient):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 2e-3,
+        learning_rate: float | Schedule = 2.5e-3,
         n_steps: int = 512,
         n_episodes: int | None = None,
         batch_size: int = 128,
@@ -64,10 +64,10 @@ class NaturalPG(PolicyGradient):
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
         target_kl: float | Schedule = 0.01,
-        cg_max_steps: int = 10,
+        cg_max_steps: int = 8,
         cg_damping: float = 0.1,
         sub_sampling_factor: int = 1,
-        n_critic_updates: int = 5,
+        n_critic_updates: int = 4,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -147,11 +147,13 @@ class NaturalPG(PolicyGradient):
 
         fisher_product = self._make_fisher_product(batch, parameters)
         # The step does not depend on the length of the gradient, but the solver's tolerance does
+        gradient /= grad_norm
         direction = conjugate_gradient_solver(
-            lambda v: fisher_product(v) + self.cg_damping * v, gradient / grad_norm, max_iter=self.cg_max_steps
+            lambda v: fisher_product(v) + self.cg_damping * v, gradient, max_iter=self.cg_max_steps
         )
-        curvature = direction.dot(fisher_product(direction)).item()
-        damped_curvature = curvature + self.cg_damping * direction.square().sum().item()
+        # xᵀ(F + λI)x = xᵀg holds for every iterate of conjugate gradients, the solution or not: no further product
+        damped_curvature = direction.dot(gradient).item()
+        curvature = damped_curvature - self.cg_damping * direction.square().sum().item()
         curvature = max(curvature, _LEAST_SHARE * damped_curvature)
         step_size = sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else 0.0
         _require_finite("the natural gradient", step_size * direction.norm().item())

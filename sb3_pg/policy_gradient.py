@@ -252,9 +252,11 @@ class PolicyGradient(OnPolicyAlgorithm):
 
     def _clip_gradient(self, what: str, parameters: list[th.nn.Parameter]) -> float:
         """Scale the gradient down to ``max_grad_norm``; return its norm before that, which is finite or an error."""
-        norm = th.nn.utils.clip_grad_norm_(parameters, inf if self.max_grad_norm is None else self.max_grad_norm).item()
-        _require_finite(what, norm)
-        return norm
+        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        _require_finite(what, norm.item())
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return norm.item()
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -558,9 +560,10 @@ class PolicyGradient(OnPolicyAlgorithm):
                 loss = value_loss(values, batch.returns[minibatch])
                 losses.append(loss.item())
                 _require_finite("the critic's loss", losses[-1])
-                self.critic_optimizer.zero_grad()
                 # The actor's part of a shared features extractor is not the critic's to change
-                loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
                 self._clip_gradient("the critic's gradient", parameters)
                 self.critic_optimizer.step()
         self.policy.set_training_mode(False)
