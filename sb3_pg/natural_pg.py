@@ -63,7 +63,7 @@ class NaturalPG(PolicyGradient):
         discounted_state_distribution: bool = False,
         normalize_advantage: bool = True,
         ent_coef: float = 0.0,
-        target_kl: float | Schedule = 0.01,
+        target_kl: float | Schedule = 0.005,
         cg_max_steps: int = 8,
         cg_damping: float = 0.1,
         sub_sampling_factor: int = 1,
