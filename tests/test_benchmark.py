@@ -179,13 +179,25 @@ def test_report_of_partial_results(tmp_path: Path) -> None:
     # Seed 2, the middle one: mean of the last three evaluations
     assert "|CartPole-v1|352.0 [351.0, 353.0] (3)|212.0 [211.0, 213.0] (3)|" in text
     assert "|Pendulum-v1|–|-1,100 [-1,100, -1,100] (1)|" in text
-    assert "|VanillaPG over A2C|1.00 [1.00, 1.00]|1.00 [1.00, 1.00]|–|" in text
+    assert "|VanillaPG over A2C|1.00|1.00 [1.00, 1.00]|–|" in text
     assert "3 runs of A2C" in text and "7 training runs" in text
     # 80% of the way from about 20 to 352 is reached at the sixth evaluation, 600 steps at 100 a second
     assert "|CartPole-v1|600.0 (3/3)|not (0/3)|" in text and "|CartPole-v1|6.0 (3/3)|–|" in text
     for name in ("curves_steps", "curves_seconds", "profiles"):
         assert (output / f"{name}.png").stat().st_size > 10_000 and (output / f"{name}.svg").is_file()
     assert len(pd.read_csv(output / "final.csv")) == 7
+
+
+def test_the_mean_improvement_counts_every_run(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for seed, (ours, theirs) in enumerate([(1.0, 2.0), (1.0, 2.0), (5.0, 2.0)], start=1):
+        make_run(folder, "vpg", "CartPole-v1", seed, [ours])
+        make_run(folder, "a2c", "CartPole-v1", seed, [theirs])
+    make_run(folder, "vpg", "Acrobot-v1", 1, [-80.0])
+    make_run(folder, "a2c", "Acrobot-v1", 1, [-90.0])
+    main(["report", "--folder", str(folder), "--output", str(tmp_path), "--throughput", str(tmp_path / "none.csv")])
+    # A third and one; of the first seeds alone, the only ones that both environments have, it would be a half
+    assert "|VanillaPG over A2C|0.67|" in (tmp_path / "REPORT.md").read_text()
 
 
 def test_no_runs_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

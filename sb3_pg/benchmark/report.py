@@ -160,7 +160,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
             )
         ),
         "## Probability of improvement\n\nThat a run of the row's algorithm ends higher than one of the column's, ties "
-        "counting half [95% interval]. `all` averages over the environments that both have.\n\n"
+        "counting half [95% interval]. `all`: mean over the environments that both have.\n\n"
         + _markdown(_improvement_table(runs, algos, envs)),
         f"## Steps to {THRESHOLD:.0%} of the way from the random policy to the best algorithm\n\nMedian over runs of the "
         "first evaluation that gets there, (runs that do); thresholds: "
@@ -173,7 +173,8 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
         _save(profiles, output / "profiles")
         sections.append(
             "## Performance profiles\n\nShare of runs above a normalised final return (0: random policy, 1: best "
-            "interquartile mean), over the environments that all the algorithms shown have, with 95% intervals.\n\n"
+            "interquartile mean), over the environments that all the algorithms shown have "
+            "(and as many runs of an algorithm as it has in each of them), with 95% intervals.\n\n"
             "![Performance profiles](profiles.png)"
         )
     if rates is not None:
@@ -262,14 +263,16 @@ def _improvement_table(runs: pd.DataFrame, algos: list[str], envs: list[str]) ->
     rows: dict[str, list[str]] = {}
     for ours in [algo for algo in algos if algo in ALGORITHMS]:
         for peer in peers:
-            common = [env for env in envs if {(ours, env), (peer, env)} <= has]
-            cells = []
-            for columns in [common, *([env] for env in envs)]:
-                if not set(columns) <= set(common) or not columns:
+            cells, estimates = [], []
+            for env in envs:
+                if not {(ours, env), (peer, env)} <= has:
                     cells.append("–")
                     continue
-                p, low, high = improvement(score_matrix(runs, ours, columns), score_matrix(runs, peer, columns))
+                p, low, high = improvement(score_matrix(runs, ours, [env]), score_matrix(runs, peer, [env]))
                 cells.append(f"{p:.2f} [{low:.2f}, {high:.2f}]")
+                estimates.append(p)
+            # Every environment with all of its runs: a matrix over environments would have as few as the poorest of them
+            cells.insert(0, f"{np.mean(estimates):.2f}" if estimates else "–")
             rows[f"{LABELS[ours]} over {LABELS[peer]}"] = cells
     return pd.DataFrame.from_dict(rows, orient="index", columns=["all", *envs])
 
