@@ -124,13 +124,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         return np.concatenate([self.episode_starts[1:], np.asarray(dones)[None]]).astype(bool)
 
-    def episodes(self, dones: np.ndarray) -> list[tuple[int, slice]]:
+    def episodes(self, done_steps: np.ndarray) -> list[tuple[int, slice]]:
         """The whole episodes in use, environment by environment.
 
-        :param dones: whether the last row ended an episode, ``(n_envs,)``
+        :param done_steps: whether a step ended an episode, ``(n_steps, n_envs)``, of :meth:`done_steps`
         :return: environment and rows of each
         """
-        done_steps = self.done_steps(dones)
         episodes = []
         for env in range(self.n_envs):
             ends = (np.flatnonzero(done_steps[:, env]) + 1).tolist()

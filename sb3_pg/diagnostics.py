@@ -112,15 +112,15 @@ def gradient_diagnostics(
         try:
             probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
             buffer = _play(probe, env)
-            dones = buffer.ends[1]
-            episodes = buffer.episodes(dones)
+            done_steps = buffer.done_steps(buffer.ends[1])
+            episodes = buffer.episodes(done_steps)
             lengths = np.array([rows.stop - rows.start for _, rows in episodes])
             rollout_steps = getattr(model, "n_steps", 1) * model.n_envs
             if isinstance(model, PolicyGradient) and model.n_episodes is not None:
                 rollout_steps = round(model.n_episodes * model.n_envs * lengths.mean())
             groups = _group(episodes, max(2, round(rollout_steps / lengths.mean())), buffer)
-            to_go = estimators.reward_to_go(buffer.rewards, buffer.done_steps(dones), probe.gamma)
-            weights = _weights(probe, buffer, to_go, groups, gae_lambdas, discounted_state_distribution)
+            to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
+            weights = _weights(probe, buffer, done_steps, to_go, groups, gae_lambdas, discounted_state_distribution)
             gradients = _episode_gradients(probe, buffer, episodes, weights, on_progress)
         finally:
             model.policy.set_training_mode(mode)
@@ -231,7 +231,13 @@ def _group(episodes: list[tuple[int, slice]], size: int, buffer: _Recorder) -> n
 
 
 def _weights(
-    probe: VanillaPG, buffer: _Recorder, to_go: np.ndarray, groups: np.ndarray, gae_lambdas: Sequence[float], discounted: bool
+    probe: VanillaPG,
+    buffer: _Recorder,
+    done_steps: np.ndarray,
+    to_go: np.ndarray,
+    groups: np.ndarray,
+    gae_lambdas: Sequence[float],
+    discounted: bool,
 ) -> dict[_Key, np.ndarray]:
     """Ψ of every step under every estimator but the constant baselines, ``(n_steps, n_envs)`` each; "score" has Ψ = 1."""
     factors = estimators.discount_factors(buffer.timesteps, probe.gamma)
@@ -240,7 +246,7 @@ def _weights(
         estimators.leave_one_out_baseline(to_go, buffer.timesteps, groups == group) for group in range(groups.max() + 1)
     )
     weights: dict[_Key, np.ndarray] = {
-        ("return", None, True): estimators.episode_first(to_go, buffer.done_steps(buffer.ends[1])),
+        ("return", None, True): estimators.episode_first(to_go, done_steps),
         ("score", None, discounted): own,
         ("reward_to_go", None, discounted): own * to_go,
         ("leave_one_out", None, discounted): own * (to_go - others),

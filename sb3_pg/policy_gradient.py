@@ -253,10 +253,11 @@ class PolicyGradient(OnPolicyAlgorithm):
     def _clip_gradient(self, what: str, parameters: list[th.nn.Parameter]) -> float:
         """Scale the gradient down to ``max_grad_norm``; return its norm before that, which is finite or an error."""
         norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        _require_finite(what, norm.item())
+        value = norm.item()
+        _require_finite(what, value)
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        return norm.item()
+        return value
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

@@ -145,7 +145,7 @@ class ReinforceBaseline(PolicyGradient):
             weights -= self._running_mean or 0.0
             self._running_mean = estimators.update_running_mean(self._running_mean, mean, _DECAY)
         else:
-            moments = self._measure_optimal_moments(rollout_buffer, dones)
+            moments = self._measure_optimal_moments(rollout_buffer, done_steps)
             old = self._optimal_moments
             if old is not None and old[1] > 0.0:
                 weights -= old[0] / old[1]
@@ -155,10 +155,10 @@ class ReinforceBaseline(PolicyGradient):
         # Subtracting the mean of the batch would put it in the place of the constant that was subtracted
         return self.baseline not in ("running_mean", "optimal") and super()._is_centred(n_episodes)
 
-    def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> estimators.Array:
+    def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> estimators.Array:
         """Means over the episodes in use of ⟨g(τ), s(τ)⟩ and ‖s(τ)‖², ``(2,)``; one episode in memory at a time."""
         moments = []
-        for env, rows in rollout_buffer.episodes(dones):
+        for env, rows in rollout_buffer.episodes(done_steps):
             gradient, score = self._episode_gradients(rollout_buffer, env, rows)
             moments.append(estimators.optimal_baseline_moments(gradient[None], score[None]))
         return np.asarray(np.mean(moments, axis=0))

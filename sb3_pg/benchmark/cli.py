@@ -6,9 +6,8 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from sb3_pg.benchmark import BUDGETS
+from sb3_pg.benchmark import BUDGETS, LABELS
 
-ALGOS = ["vpg", "reinforce", "npg", "a2c", "ppo", "trpo"]
 PAIRS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 
 
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Train algorithms × environments × seeds through rl-zoo3, each algorithm with its hyperparameter file, "
         "and evaluate on a schedule. Finished runs are kept: start it again to go on where it stopped.",
     )
-    run.add_argument("--algos", nargs="+", default=ALGOS, metavar="ALGO",
+    run.add_argument("--algos", nargs="+", default=list(LABELS), metavar="ALGO",
                      help="algorithms, ours and rl-zoo3's")  # fmt: skip
     run.add_argument("--envs", nargs="+", type=_env_with_budget, default=[(env_id, None) for env_id in BUDGETS],
                      metavar="ENV[:STEPS]", help="environments; the default ones have a budget")  # fmt: skip
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Environment steps per second, training included, of every algorithm with its hyperparameter file, in one "
         "process, interleaved: the report's time axis.",
     )
-    throughput.add_argument("--algos", nargs="+", default=ALGOS, metavar="ALGO",
+    throughput.add_argument("--algos", nargs="+", default=list(LABELS), metavar="ALGO",
                             help="algorithms, ours and rl-zoo3's")  # fmt: skip
     throughput.add_argument("--envs", nargs="+", default=list(BUDGETS), metavar="ENV", help="environments")
     throughput.add_argument("--steps", type=_positive, default=8_000, help="environment steps of one measurement, at least")

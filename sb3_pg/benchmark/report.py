@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from rliable import library as rly
 from rliable import metrics
 
+from sb3_pg.benchmark import LABELS
 from sb3_pg.zoo import ALGORITHMS
 
 PEERS = ("a2c", "ppo", "trpo")
-LABELS = {"vpg": "VanillaPG", "reinforce": "ReinforceBaseline", "npg": "NaturalPG", "a2c": "A2C", "ppo": "PPO", "trpo": "TRPO"}
 COLORS = {"vpg": "C0", "reinforce": "C2", "npg": "C3", "a2c": "0.65", "ppo": "0.35", "trpo": "0.0"}
 #: The final return of a run is the mean of so many evaluations at its end
 N_FINAL = 3

@@ -78,11 +78,18 @@ def measure(envs: list[tuple[str, int]], steps: int, repetitions: int, seed: int
     :return: one row a measurement; ``steps_per_second`` counts the steps of all copies
     """
     for env_id, n_envs in envs:
-        for row in _measure(make_contenders(env_id, n_envs, seed), steps, repetitions):
+        for row in interleave(make_contenders(env_id, n_envs, seed), steps, repetitions):
             yield {"env": env_id, "n_envs": n_envs, **row}
 
 
-def _measure(contenders: dict[str, Contender], steps: int, repetitions: int) -> Iterator[dict[str, Any]]:
+def interleave(contenders: dict[str, Contender], steps: int, repetitions: int) -> Iterator[dict[str, Any]]:
+    """Run all contenders in turn, repetition by repetition, after a warm-up of each.
+
+    :param contenders: by name, what to run
+    :param steps: steps of one measurement, at least
+    :param repetitions: measurements of each contender
+    :return: one row a measurement
+    """
     for run in contenders.values():
         run(1)  # warm up
     for repetition in range(repetitions):
@@ -170,7 +177,7 @@ def run_throughput(algos: list[str], env_ids: list[str], steps: int, repetitions
         for env_id in env_ids:
             models = {algo: _make_tuned_model(algo, env_id, seed) for algo in algos}
             contenders: dict[str, Contender] = {algo: partial(_learn, model) for algo, model in models.items()}
-            for row in _measure(contenders, steps, repetitions):
+            for row in interleave(contenders, steps, repetitions):
                 rows.append({"env": env_id, **row})
                 pd.DataFrame(rows).to_csv(output, index=False)
                 progress.update(task, advance=1, description=env_id)
