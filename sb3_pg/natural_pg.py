@@ -6,7 +6,7 @@ from math import inf, sqrt
 from typing import Any
 
 import torch as th
-from sb3_contrib.common.utils import conjugate_gradient_solver, flat_grad
+from sb3_contrib.common.utils import flat_grad
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -22,6 +22,8 @@ _NO_GRADIENT = 1e-8
 # Share of xᵀ(F + damping · I)x below which xᵀFx no longer sets the length of the step. A nearly deterministic policy has
 # almost no curvature, and steps of the full KL divergence would take it far along noise
 _LEAST_SHARE = 2.0 / 3.0
+# Conjugate gradients stop at a residual of this squared length, that of the right-hand side being 1
+_RESIDUAL_TOLERANCE = 1e-10
 
 
 class NaturalPG(PolicyGradient):
@@ -148,10 +150,8 @@ class NaturalPG(PolicyGradient):
         fisher_product = self._make_fisher_product(batch, parameters)
         # The step does not depend on the length of the gradient, but the solver's tolerance does
         gradient /= grad_norm
-        direction = conjugate_gradient_solver(
-            lambda v: fisher_product(v) + self.cg_damping * v, gradient, max_iter=self.cg_max_steps
-        )
-        # xᵀ(F + λI)x = xᵀg holds for every iterate of conjugate gradients, the solution or not: no further product
+        direction = _solve(lambda v: fisher_product(v) + self.cg_damping * v, gradient, self.cg_max_steps)
+        # xᵀ(F + λI)x = xᵀg holds for every iterate of conjugate gradients from 0, the solution or not: no further product
         damped_curvature = direction.dot(gradient).item()
         curvature = damped_curvature - self.cg_damping * direction.square().sum().item()
         curvature = max(curvature, _LEAST_SHARE * damped_curvature)
@@ -183,3 +183,28 @@ class NaturalPG(PolicyGradient):
             return product
 
         return fisher_product
+
+
+def _solve(product: Callable[[th.Tensor], th.Tensor], b: th.Tensor, max_steps: int) -> th.Tensor:
+    """The solution x of Ax = b by conjugate gradients (Hestenes & Stiefel 1952), starting from 0.
+
+    sb3-contrib's solver starts from noise of length 1e-4 · √n. Where A is large, as it is for small standard deviations,
+    that is more than the solution, and what of it lies where A is small is still there after the last iteration.
+
+    :param product: v ↦ Av, for a symmetric, positive definite A
+    :param b: of length 1, ``(n,)``
+    :param max_steps: iterations, at most
+    :return: ``(n,)``
+    """
+    x, residual, direction = th.zeros_like(b), b.clone(), b.clone()
+    squared_norm = residual.dot(residual)
+    for _ in range(max_steps):
+        image = product(direction)
+        step = squared_norm / direction.dot(image)
+        x += step * direction
+        residual -= step * image
+        previous, squared_norm = squared_norm, residual.dot(residual)
+        if squared_norm < _RESIDUAL_TOLERANCE:
+            break
+        direction = residual + squared_norm / previous * direction
+    return x

@@ -121,6 +121,23 @@ def test_a_step_changes_the_policy_by_target_kl(env_id: str, kwargs: dict[str, A
     assert kl == pytest.approx(target_kl, rel=0.2)
 
 
+def test_the_step_is_no_matter_of_chance_where_the_curvature_is_large() -> None:
+    # F⁻¹ĝ is short then: what a solver starts from must not show in the direction
+    steps = []
+    for seed in (1, 2):
+        policy_kwargs = dict(net_arch=[400, 300], log_std_init=-4.0)
+        model = NaturalPG("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, seed=0, device="cpu")
+        _, callback = model._setup_learn(1)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        batch = model._make_batch()
+        set_gradient(model, batch)
+        old = th.nn.utils.parameters_to_vector(model._actor_parameters()).detach()
+        th.manual_seed(seed)
+        model._step_policy(batch)
+        steps.append(th.nn.utils.parameters_to_vector(model._actor_parameters()).detach() - old)
+    assert th.cosine_similarity(*steps, dim=0) > 0.999
+
+
 def test_sub_sampling_sees_both_phases_of_an_environment() -> None:
     # States alternate: every second step of a rollout in order of time is one and the same state
     env = TabularVecEnv(TabularMDP(0), 1)
