@@ -25,6 +25,11 @@ def take_obs(observations: Any, rows: Any) -> Any:
     return map_obs(lambda x: x[rows], observations)
 
 
+def _as_float_like(stored: np.ndarray, values: np.ndarray) -> np.ndarray:
+    is_cut = stored.dtype.kind in "iu" and values.dtype.kind == "f"
+    return stored.astype(np.float32) if is_cut else stored
+
+
 class EpisodeRolloutBuffer(RolloutBuffer):
     """SB3's rollout buffer, which also takes rollouts of any length and marks the steps that the update may use.
 
@@ -49,8 +54,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """Forget the rollout; keep the memory."""
         if not hasattr(self, "_storage"):  # called by SB3's constructor
             super().reset()
-            if isinstance(self.action_space, spaces.Box) and not np.issubdtype(self.actions.dtype, np.floating):
-                # A Gaussian's samples are what has to be scored, not their integer parts
+            if isinstance(self.action_space, spaces.Box) and self.actions.dtype not in (np.float32, np.float64):
+                # A Gaussian's samples are what has to be scored, not their integer parts or roundings
                 self.actions = self.actions.astype(np.float32)
             self.timesteps = np.zeros((self.buffer_size, self.n_envs), dtype=np.int64)
             self.mask = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
@@ -61,6 +66,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.generator_ready = False
         self.pos = 0
         self.full = False
+
+    def _keep_fractions(self, obs: Any) -> None:
+        """Store floats, whatever the observation space says: VecNormalize makes them of integers."""
+        stored = self._storage["observations"]
+        if isinstance(stored, dict):
+            stored.update({key: _as_float_like(array, obs[key]) for key, array in stored.items()})
+        else:
+            self._storage["observations"] = self.observations = _as_float_like(stored, obs)
 
     def _grow(self) -> None:
         for name, array in self._storage.items():
@@ -90,6 +103,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         :param mask: whether the step is in use, ``(n_envs,)``
         """
         pos, n_envs = self.pos, self.n_envs
+        if pos == 0:
+            self._keep_fractions(obs)
         if pos == len(self.rewards):
             self._grow()
         if isinstance(self.observations, dict):

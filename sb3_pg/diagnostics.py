@@ -152,11 +152,12 @@ def recommend(table: pd.DataFrame) -> str:
     if not ours.alignment.notna().any():
         return "No gradient can be told from noise: play more episodes."
     best = ours.loc[ours.alignment.idxmax()]
+    factor = ", discounted_state_distribution=True" if best.discounted and best.estimator != "return" else ""
     call = {
         "return": 'VanillaPG(weights="return")',
-        "reward_to_go": 'VanillaPG(weights="reward_to_go")',
-        "gae": f"VanillaPG(gae_lambda={best.gae_lambda:g})",
-    }.get(best.estimator, f'ReinforceBaseline(baseline="{best.estimator}")')
+        "reward_to_go": f'VanillaPG(weights="reward_to_go"{factor})',
+        "gae": f"VanillaPG(gae_lambda={best.gae_lambda:g}{factor})",
+    }.get(best.estimator, f'ReinforceBaseline(baseline="{best.estimator}"{factor})')
     return (
         f"Recommended: {call}. A rollout of {best.rollout_steps:,} steps has an expected cosine of {best.alignment:.2f} with "
         f"the gradient; noise and signal are equal at {best.batch_steps:,.0f} steps, and much larger rollouts bring little."
@@ -389,6 +390,7 @@ class GradientDiagnosticsCallback(BaseCallback):
                 "The diagnostics abandon episodes in progress: pass environments of their own, not the training's."
             )
         self.env = _check(self.model, self.env, self.n_episodes, self.gae_lambdas)
+        self._next = self.num_timesteps
 
     def _on_step(self) -> bool:
         return True

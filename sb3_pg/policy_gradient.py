@@ -8,10 +8,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
@@ -206,6 +208,14 @@ class PolicyGradient(OnPolicyAlgorithm):
                 'Use weights="reward_to_go" with discounted_state_distribution=True.'
             )
         buffer_class = self.rollout_buffer_class
+        if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutBuffer)):
+            raise TypeError(f"rollout_buffer_class must be a subclass of SB3's RolloutBuffer, not {buffer_class!r}.")
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        if buffer_class is not None and is_dict and not issubclass(buffer_class, DictRolloutBuffer):
+            raise ValueError(
+                f"rollout_buffer_class must be a subclass of SB3's DictRolloutBuffer for dictionary observations, such as "
+                f"sb3_pg.buffers.EpisodeDictRolloutBuffer, not {buffer_class.__name__}."
+            )
         needs_episodes = self.whole_episodes or self.discounted_state_distribution
         if needs_episodes and buffer_class is not None and not issubclass(buffer_class, EpisodeRolloutBuffer):
             raise ValueError(
@@ -405,9 +415,11 @@ class PolicyGradient(OnPolicyAlgorithm):
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.trim()
         _require_finite_rows("reward", rollout_buffer.rewards)
-        _require_finite_rows("observation", rollout_buffer.observations)
-        for step, env, terminal_obs in truncated:
-            _require_finite_rows("terminal observation", _stack_obs((terminal_obs,)), step, env)
+        if self.policy.features_extractor_class in (FlattenExtractor, NatureCNN, CombinedExtractor):
+            # The user's own may know what to do with NaN
+            _require_finite_rows("observation", rollout_buffer.observations)
+            for step, env, terminal_obs in truncated:
+                _require_finite_rows("terminal observation", _stack_obs((terminal_obs,)), step, env)
         if not evaluated:
             self._fill_values_and_log_probs(rollout_buffer)
         # V of the observations behind the last step, which bootstrap cut episodes, then of the truncated ends
@@ -446,14 +458,14 @@ class PolicyGradient(OnPolicyAlgorithm):
                 obs, action = self._to_tensors(take_obs(observations, rows), actions[rows])
                 log_probs[rows] = self._evaluate_actions(obs, action)[0].cpu().numpy()
                 if self.uses_critic:
-                    values[rows] = self.policy.predict_values(obs).flatten().cpu().numpy()
+                    values[rows] = self._evaluate_critic(obs).cpu().numpy()
 
     def _predict_values(self, observations: Any) -> th.Tensor:
         """V of observations, ``(n, …)`` or a dictionary of such, on the CPU, ``(n,)``."""
         n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         with th.no_grad():
             chunks = (obs_as_tensor(take_obs(observations, chunk), self.device) for chunk in _chunks(n))
-            return th.cat([self.policy.predict_values(obs).flatten().cpu() for obs in chunks])
+            return th.cat([self._evaluate_critic(obs).cpu() for obs in chunks])
 
     def _to_tensors(self, observations: Any, actions: np.ndarray) -> tuple[Any, th.Tensor]:
         """Observations and actions of a buffer, ``(n, …)`` each, as the policy takes them."""
@@ -522,6 +534,8 @@ class PolicyGradient(OnPolicyAlgorithm):
                 loss = loss - self.ent_coef * entropy_of_chunk / self._normalizer
             loss.backward()  # type: ignore[no-untyped-call]
         metrics = self._step_policy(batch)
+        if any(isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()):
+            self._update_batch_statistics(batch)
 
         # SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps from all over the rollout
         some = slice(None, None, -(-n // KL_SAMPLES))
@@ -530,6 +544,16 @@ class PolicyGradient(OnPolicyAlgorithm):
             log_ratio = log_prob - batch.log_probs[some]
             approx_kl = (log_ratio.exp() - 1.0 - log_ratio).mean().item()
         return {"policy_loss": policy_loss, "entropy_loss": -entropy_sum / n, "approx_kl": approx_kl, **metrics}
+
+    def _update_batch_statistics(self, batch: Batch) -> None:
+        """Show the rollout to the actor's batch norm, whose statistics are fixed while it is played and scored."""
+        self.policy.set_training_mode(True)
+        n = len(batch.weights)
+        with th.no_grad():
+            # Parts of equal size: batch norm refuses a single sample
+            for part in th.arange(n, device=batch.weights.device).tensor_split(-(-n // CHUNK_SIZE)) if n > 1 else ():
+                self._evaluate_actions(take_obs(batch.observations, part), batch.actions[part])
+        self.policy.set_training_mode(False)
 
     def _evaluate_actions(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Log-probability and entropy, or an estimate of it where there is no closed form, ``(n,)`` each."""
@@ -541,6 +565,17 @@ class PolicyGradient(OnPolicyAlgorithm):
             distribution = self.policy.get_distribution(obs)
             log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         return log_prob, pseudo_entropy(log_prob) if entropy is None else entropy
+
+    def _evaluate_critic(self, obs: Any) -> th.Tensor:
+        """V, ``(n,)``."""
+        if overrides(self.policy, "extract_features", "evaluate_actions") and not overrides(self.policy, "predict_values"):
+            # SB3's predict_values skips both: V is what the policy's own evaluate_actions, and so A2C, says it is
+            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            actions = th.zeros((n, *self.action_space.shape), device=self.device)  # type: ignore[misc]
+            values = self.policy.evaluate_actions(obs, self._as_policy_actions(actions.reshape(n, -1)))[0]
+        else:
+            values = self.policy.predict_values(obs)
+        return values.flatten()
 
     def _update_critic(self, batch: Batch) -> dict[str, float]:
         """``n_critic_updates`` passes over the rollout in minibatches; return what to log."""
@@ -557,7 +592,7 @@ class PolicyGradient(OnPolicyAlgorithm):
             # Parts of equal size: no remainder of one sample, which would be noise (and batch norm refuses)
             order = th.randperm(n, device=batch.returns.device) if n_minibatches > 1 else None
             for minibatch in [slice(None)] if order is None else order.tensor_split(n_minibatches):
-                values = self.policy.predict_values(take_obs(batch.observations, minibatch)).flatten()
+                values = self._evaluate_critic(take_obs(batch.observations, minibatch))
                 loss = value_loss(values, batch.returns[minibatch])
                 losses.append(loss.item())
                 _require_finite("the critic's loss", losses[-1])
@@ -596,7 +631,13 @@ class PolicyGradient(OnPolicyAlgorithm):
         :param reset_num_timesteps: False to go on counting from the last call
         :param progress_bar: show a progress bar (tqdm and rich)
         :return: the model
+        :raises ValueError: if whole episodes are collected and the environments cannot be reset within one
         """
+        if self.env is not None and self.whole_episodes and any(self.env.env_is_wrapped(EpisodicLifeEnv)):
+            raise ValueError(
+                "Rollouts of whole episodes begin with a reset, and EpisodicLifeEnv goes on with the life in progress "
+                'instead: use VanillaPG(weights="gae"), or make the environments with terminal_on_life_loss=False.'
+            )
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -644,15 +685,15 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
 
 def _check_rate(name: str, value: Any) -> None:
     if not callable(value):
-        if not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number or a schedule (a function of the progress remaining), not {value!r}.")
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
         _check_number(name, value, 0.0, inf)
 
 
 def _require_finite(what: str, value: float) -> None:
     if not isfinite(value):
         raise ValueError(
-            f"Found NaN or infinity in {what}; training stops before it touches the parameters, and the model can be saved. "
+            f"Found NaN or infinity in {what}; training stops before a step is taken along it: the model can be saved. "
             "Try a smaller learning rate or normalised observations and rewards (VecNormalize)."
         )
 

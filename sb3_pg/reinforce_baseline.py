@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_pg import estimators
 from sb3_pg.buffers import EpisodeRolloutBuffer, take_obs
-from sb3_pg.policy_gradient import PolicyGradient
+from sb3_pg.policy_gradient import PolicyGradient, _chunks
 
 # Share of the running mean, and of the optimal baseline's moments, that a rollout leaves in place
 _DECAY = 0.9
@@ -161,20 +161,28 @@ class ReinforceBaseline(PolicyGradient):
         for env, rows in rollout_buffer.episodes(done_steps):
             gradient, score = self._episode_gradients(rollout_buffer, env, rows)
             moments.append(estimators.optimal_baseline_moments(gradient[None], score[None]))
+        with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
+            first = take_obs(rollout_buffer.observations, (slice(1), 0)), rollout_buffer.actions[:1, 0]
+            self._evaluate_actions(*self._to_tensors(*first))
         return np.asarray(np.mean(moments, axis=0))
 
     def _episode_gradients(self, rollout_buffer: EpisodeRolloutBuffer, env: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """g(τ) = Σ ∇log π · Ψ and s(τ) = Σ ∇log π of the episode in these rows, ``(n_parameters,)`` each."""
-        obs, actions = self._to_tensors(take_obs(rollout_buffer.observations, (rows, env)), rollout_buffer.actions[rows, env])
-        factors = np.ones(rows.stop - rows.start)
+        observations, actions = take_obs(rollout_buffer.observations, (rows, env)), rollout_buffer.actions[rows, env]
+        factors = np.ones(len(actions))
         if self.discounted_state_distribution:
             factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
-        log_prob, _ = self._evaluate_actions(obs, actions)
+        step_weights = np.stack([factors * rollout_buffer.advantages[rows, env], factors])
         parameters = self._actor_parameters()
+        gradients: Any = 0.0
+        for chunk in _chunks(len(actions)):
+            log_prob, _ = self._evaluate_actions(*self._to_tensors(take_obs(observations, chunk), actions[chunk]))
+            gradients = gradients + np.stack([_flat_grad(log_prob, parameters, w) for w in step_weights[:, chunk]])
+        return gradients[0], gradients[1]
 
-        def gradient_of_sum(step_weights: np.ndarray) -> np.ndarray:
-            outputs = th.as_tensor(step_weights).to(log_prob)
-            gradient = th.autograd.grad(log_prob, parameters, outputs, retain_graph=True, allow_unused=True)
-            return th.cat([g.flatten() for g in gradient if g is not None]).cpu().numpy()
 
-        return gradient_of_sum(factors * rollout_buffer.advantages[rows, env]), gradient_of_sum(factors)
+def _flat_grad(log_prob: th.Tensor, parameters: list[th.nn.Parameter], step_weights: np.ndarray) -> np.ndarray:
+    """∇ Σ log π · weight, ``(n_parameters,)``."""
+    outputs = th.as_tensor(step_weights).to(log_prob)
+    gradient = th.autograd.grad(log_prob, parameters, outputs, retain_graph=True, materialize_grads=True)
+    return th.cat([g.flatten() for g in gradient]).cpu().numpy()

@@ -155,7 +155,7 @@ def _make_to_actions(policy: ActorCriticPolicy) -> Callable[[np.ndarray, np.ndar
     if isinstance(distribution, BernoulliDistribution):
         return lambda logits, logistic: (logits + logistic > 0.0).astype(np.float32)
     if policy.log_std.device.type == "cpu":
-        log_std = policy.log_std.detach().numpy()  # a view: whatever changes it is seen at once
+        log_std = policy.log_std.detach().numpy()  # a view: what changes it in place is seen at once
         return lambda means, normal: means + np.exp(log_std) * normal
     return lambda means, normal: means + policy.log_std.detach().exp().cpu().numpy() * normal
 
@@ -205,7 +205,7 @@ def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
 
 def _numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
     modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-    # Views of the weights: whatever changes them is seen at once
+    # Views of the weights: what changes them in place is seen at once
     weights = [linear.weight.detach().numpy().T for linear in modules[::2]]
     biases = [0.0 if linear.bias is None else linear.bias.detach().numpy() for linear in modules[::2]]
     activations = [*(_ACTIVATIONS[type(module)] for module in modules[1::2]), None]

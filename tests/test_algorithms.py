@@ -13,6 +13,7 @@ import torch as th
 from envs import BrokenEnv, ScriptedEnv
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -25,12 +26,14 @@ from stable_baselines3.common.envs import (
     SimpleMultiObsEnv,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule, explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 import sb3_pg.policy_gradient
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg.buffers import EpisodeRolloutBuffer
 from sb3_pg.policy_gradient import PolicyGradient
 
 VARIANTS: list[tuple[type[PolicyGradient], dict[str, Any]]] = [
@@ -373,7 +376,9 @@ def test_the_policy_is_scored_in_the_mode_it_acted_in() -> None:
     model = VanillaPG(DropoutExtractor, "CartPole-v1", n_steps=33, batch_size=16, seed=0)
     model.learn(66)
     scored: list[bool] = []
-    model.policy.mlp_extractor.policy_net.register_forward_hook(lambda module, *_: scored.append(module.training))
+    model.policy.mlp_extractor.policy_net.register_forward_hook(
+        lambda module, *_: scored.append(module.training) if th.is_grad_enabled() else None
+    )
     _, callback = model._setup_learn(66)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 33)
     log_probs = model.rollout_buffer.log_probs.copy().flatten()
@@ -381,10 +386,11 @@ def test_the_policy_is_scored_in_the_mode_it_acted_in() -> None:
     model.policy.set_training_mode(False)
     with th.no_grad():
         th.testing.assert_close(model._evaluate_actions(batch.observations, batch.actions)[0], th.as_tensor(log_probs))
-    before = model.policy.mlp_extractor.value_net[0].running_mean.clone()
+    nets = (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net)
+    before = [net[0].running_mean.clone() for net in nets]
     model.train()
-    assert not any(scored)
-    assert not th.equal(before, model.policy.mlp_extractor.value_net[0].running_mean)
+    assert scored and not any(scored)
+    assert not any(th.equal(old, net[0].running_mean) for old, net in zip(before, nets, strict=True))
 
 
 # Memory
@@ -402,6 +408,15 @@ def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch, ent_coef: float) -> None
         values.append(model.rollout_buffer.values.copy())
     th.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_of_an_episode_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = []
+    for chunk_size in (10**9, 3):
+        monkeypatch.setattr(sb3_pg.policy_gradient, "CHUNK_SIZE", chunk_size)
+        model = ReinforceBaseline("MlpPolicy", "CartPole-v1", baseline="optimal", n_episodes=3, seed=0)
+        moments.append(model.learn(1)._optimal_moments)
+    np.testing.assert_allclose(*moments, rtol=1e-4)
 
 
 def test_memory_of_an_update_is_flat() -> None:
@@ -458,6 +473,23 @@ def test_an_overridden_evaluate_actions_is_used() -> None:
     calls = Scaled.calls
     model.learn(16)
     assert Scaled.calls > calls
+
+
+class OwnPosition(ActorCriticPolicy):
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        return super().extract_features(obs * th.tensor([0.0, 0.0, -20.0, 0.0]), features_extractor)
+
+
+def test_the_critic_that_is_trained_is_the_one_that_is_used() -> None:
+    # SB3's predict_values skips extract_features
+    model = VanillaPG(
+        OwnPosition, "CartPole-v1", gamma=0.9, gae_lambda=1.0, learning_rate=1e-9, critic_learning_rate=1e-2,
+        n_critic_updates=20, batch_size=64, seed=0,
+    )  # fmt: skip
+    samples, _ = model.learn(6000).rollout_buffer.samples()
+    with th.no_grad():
+        values = model.policy.evaluate_actions(samples.observations, samples.actions.flatten())[0].flatten()
+    assert explained_variance(values.numpy(), samples.returns.numpy()) > 0.4
 
 
 class OwnFeatures(ActorCriticPolicy):
@@ -624,8 +656,10 @@ BAD: list[tuple[type[PolicyGradient], dict[str, Any], type[Exception], str]] = [
     (VanillaPG, dict(ent_coef=float("inf")), ValueError, "ent_coef must be"),
     (VanillaPG, dict(max_grad_norm=0.0), ValueError, "max_grad_norm must be positive"),
     (VanillaPG, dict(learning_rate=-1e-3), ValueError, "learning_rate must be"),
-    (VanillaPG, dict(learning_rate="lin_1e-3"), TypeError, "learning_rate must be a number or a schedule"),
-    (VanillaPG, dict(critic_learning_rate="lin_1e-3"), TypeError, "critic_learning_rate must be a number or a schedule"),
+    (VanillaPG, dict(learning_rate="lin_1e-3"), TypeError, "learning_rate must be a float or a schedule"),
+    (VanillaPG, dict(learning_rate=np.float32(1e-3)), TypeError, "learning_rate must be a float"),
+    (VanillaPG, dict(rollout_buffer_class=5), TypeError, "rollout_buffer_class must be a subclass"),
+    (VanillaPG, dict(critic_learning_rate="lin_1e-3"), TypeError, "critic_learning_rate must be a float or a schedule"),
     (VanillaPG, dict(normalize_advantage="no"), TypeError, "normalize_advantage must be True or False"),
     (VanillaPG, dict(n_episodes=True), TypeError, "n_episodes must be an integer"),
     (VanillaPG, dict(sde_sample_freq="a"), TypeError, "sde_sample_freq must be an integer"),
@@ -672,6 +706,18 @@ def test_not_finite_from_the_environment(cls: type[PolicyGradient], kwargs: dict
     assert not changed(before, model) and model._n_updates > 0
 
 
+class Padded(FlattenExtractor):
+    def forward(self, obs: th.Tensor) -> th.Tensor:
+        return super().forward(obs.nan_to_num(0.0, 0.0, 0.0))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_nan_is_the_users_own_affair_in_an_extractor_of_their_own() -> None:
+    env = DummyVecEnv([lambda: BrokenEnv("observation", 5)])
+    model = VanillaPG("MlpPolicy", env, n_steps=16, policy_kwargs=dict(features_extractor_class=Padded))
+    assert model.learn(32)._n_updates == 2
+
+
 def test_not_finite_terminal_observation() -> None:
     class Ends(ScriptedEnv):
         def step(self, action: Any) -> Any:
@@ -708,6 +754,22 @@ def test_not_finite_in_the_update(what: str, monkeypatch: pytest.MonkeyPatch) ->
                 model.learn(16, reset_num_timesteps=False)
         part = "value" if message == "critic" else "policy_net"
         assert not any(part in name for name in changed(before, model))
+
+
+def test_whole_episodes_need_a_reset_that_resets() -> None:
+    make = lambda: EpisodicLifeEnv(ScriptedEnv([5]))  # noqa: E731
+    with pytest.raises(ValueError, match="terminal_on_life_loss=False"):
+        ReinforceBaseline("MlpPolicy", DummyVecEnv([make])).learn(10)
+
+
+def test_dictionaries_need_a_buffer_for_them() -> None:
+    class DictEnv(ScriptedEnv):
+        def __init__(self) -> None:
+            super().__init__([2])
+            self.observation_space = spaces.Dict({"a": self.observation_space})
+
+    with pytest.raises(ValueError, match="EpisodeDictRolloutBuffer"):
+        VanillaPG("MultiInputPolicy", DummyVecEnv([DictEnv]), rollout_buffer_class=EpisodeRolloutBuffer)
 
 
 def test_unsupported_spaces_are_refused() -> None:

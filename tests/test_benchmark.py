@@ -94,6 +94,7 @@ def test_the_zoos_mujoco_entries_are_read_for_v5() -> None:
     assert read_entry("ppo", "HalfCheetah-v5") == theirs["HalfCheetah-v4"]
     assert read_entry("ppo", "CartPole-v1") == theirs["CartPole-v1"]
     assert read_entry("ppo", "Unknown-v0") == theirs["default"]
+    assert read_entry("ppo", "PongNoFrameskip-v4") == read_entry("ppo", "ALE/Pong-v5") == theirs["atari"]
     ours = yaml.safe_load(hyperparams_file("npg").read_text())
     assert read_entry("npg", "HalfCheetah-v5") == ours["HalfCheetah-v5"]
 
@@ -136,6 +137,19 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path, capsys: pyte
     assert "1 of 2 runs failed: vpg/Nope-v0_1" in capsys.readouterr().err
 
 
+def test_an_environment_with_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Name/Space-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=20)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-m", "sb3_pg", "benchmark", "run", "--algos", "vpg", "--seeds", "1", "--folder", "runs"]
+    command += ["--envs", "Name/Space-v0:500"]
+    for message in ("finished vpg/Name-Space-v0_1", "1 of 1 runs are finished"):
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert message in result.stdout, result.stdout + result.stderr
+
+
 def test_an_unknown_algorithm_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--algos", "nonsense", "--envs", "CartPole-v1:500", "--folder", str(tmp_path)])
@@ -143,6 +157,13 @@ def test_an_unknown_algorithm_is_one_sentence(tmp_path: Path, capsys: pytest.Cap
 
 
 # Report
+
+
+def test_runs_of_several_budgets_are_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, "vpg", "CartPole-v1", 1, [1.0, 2.0])
+    make_run(tmp_path, "a2c", "CartPole-v1", 1, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"several budgets \(200, 300"):
+        load_runs(tmp_path)
 
 
 def test_statistics_by_hand() -> None:

@@ -1,5 +1,7 @@
 """The buffer keeps SB3's promises, grows, and marks what is in use."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -96,6 +98,21 @@ def test_only_steps_in_use_are_sampled(space: spaces.Space) -> None:
     assert timesteps.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
     drawn = th.cat([batch.old_values for batch in buffer.get(4)])
     np.testing.assert_array_equal(np.sort(drawn), np.sort(rewards))
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_what_vecnormalize_makes_of_integers_is_kept(is_dict: bool) -> None:
+    # The observation space still says int64
+    space: spaces.Space = spaces.Box(0, 10, (2,), np.int64)
+    buffer_class: Any = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+    buffer = buffer_class(4, spaces.Dict(x=space) if is_dict else space, spaces.Discrete(2))
+    obs = np.array([[0.25, -1.5]], dtype=np.float32)
+    for _ in range(2):
+        buffer.reset()
+        for _ in range(5):
+            buffer.add({"x": obs} if is_dict else obs, np.zeros((1, 1)), np.zeros(1), np.zeros(1))
+        stored = buffer.observations["x"] if is_dict else buffer.observations
+        np.testing.assert_array_equal(stored[:5], np.broadcast_to(obs, (5, 1, 2)))
 
 
 def test_weights_and_targets() -> None:

@@ -34,7 +34,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
     :param folder: folder of finished runs
     :return: a row an evaluation: algo, env, seed, steps (environment steps so far), score (mean return of the episodes),
         n_timesteps (the budget) and imported (whether the run was made elsewhere)
-    :raises ValueError: if there is none
+    :raises ValueError: if there is none, or an environment has runs of several budgets
     """
     frames = []
     for path in sorted(folder.glob("*/*/run.json")):
@@ -45,7 +45,13 @@ def load_runs(folder: Path) -> pd.DataFrame:
         frames.append(pd.DataFrame({**run, "imported": info.get("imported", False), "steps": steps, "score": scores}))
     if not frames:
         raise ValueError(f"There are no finished runs in {folder}: sb3-pg benchmark run makes them.")
-    return pd.concat(frames, ignore_index=True)
+    evaluations = pd.concat(frames, ignore_index=True)
+    for env, budgets in evaluations.groupby("env").n_timesteps.unique().items():
+        if len(budgets) > 1:
+            raise ValueError(
+                f"The runs of {env} in {folder} have several budgets ({', '.join(map(str, sorted(budgets)))} steps)."
+            )
+    return evaluations
 
 
 def summarise_runs(evaluations: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +143,10 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     }
     best = {env: max(iqm[algo, env][0] for algo in algos if (algo, env) in iqm) for env in envs}
     lowest = {env: random_return(env) for env in envs}
-    thresholds = {env: lowest[env] + THRESHOLD * (best[env] - lowest[env]) for env in envs}
+    # NaN, which no score reaches, where nothing was learnt
+    thresholds = {
+        env: lowest[env] + THRESHOLD * (best[env] - lowest[env]) if best[env] > lowest[env] else np.nan for env in envs
+    }
     rates = _load_rates(throughput_file)
 
     output.mkdir(parents=True, exist_ok=True)
@@ -173,7 +182,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
         _save(profiles, output / "profiles")
         sections.append(
             "## Performance profiles\n\nShare of runs above a normalised final return (0: random policy, 1: best "
-            "interquartile mean), over the environments that all the algorithms shown have "
+            "interquartile mean), over the environments where something was learnt and that all the algorithms shown have "
             "(and as many runs of an algorithm as it has in each of them), with 95% intervals.\n\n"
             "![Performance profiles](profiles.png)"
         )
@@ -229,6 +238,8 @@ def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path) -
 
 
 def _number(value: float) -> str:
+    if np.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
@@ -342,7 +353,7 @@ def _draw_profiles(
 ) -> Figure | None:
     """Performance profiles over the environments that all algorithms have."""
     has = set(zip(runs.algo, runs.env, strict=True))
-    common = [env for env in envs if all((algo, env) in has for algo in algos)]
+    common = [env for env in envs if best[env] > lowest[env] and all((algo, env) in has for algo in algos)]
     if not common:
         return None
     low, scale = (np.array([values[env] for env in common]) for values in (lowest, best))

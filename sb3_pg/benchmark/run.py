@@ -42,7 +42,12 @@ class Run(NamedTuple):
     @property
     def name(self) -> Path:
         """Its folder within the folder of runs, named as rl-zoo3 names its own, the seed for the number."""
-        return Path(self.algo) / f"{self.env_id}_{self.seed}"
+        return Path(self.algo) / f"{self.env_name}_{self.seed}"
+
+    @property
+    def env_name(self) -> str:
+        """The environment, as rl-zoo3 names files after it: ids may have a namespace."""
+        return self.env_id.replace("/", "-")
 
     @property
     def arguments(self) -> list[str]:
@@ -66,7 +71,7 @@ class Run(NamedTuple):
                 f"{path.parent} was trained for {n_timesteps} steps, not {self.n_timesteps}: use another --folder."
             )
         # rl-zoo3 writes an OrderedDict, a tag only the full loader knows
-        used = yaml.unsafe_load((path.parent / self.env_id / "config.yml").read_text())
+        used = yaml.unsafe_load((path.parent / self.env_name / "config.yml").read_text())
         if dict(used) != read_entry(self.algo, self.env_id):
             raise ValueError(f"{path.parent} was trained with other hyperparameters than the file has now: move it away.")
         return True
@@ -116,7 +121,8 @@ def read_entry(algo: str, env_id: str) -> dict[str, Any]:
     :raises ValueError: if there is no file for the algorithm
     """
     entries = yaml.safe_load(_find_file(algo).read_text())
-    names = (env_id, env_id.replace("-v5", "-v4"), "default")
+    is_atari = "NoFrameskip" in env_id or env_id.startswith("ALE/")
+    names = (env_id, env_id.replace("-v5", "-v4"), "atari" if is_atari else "default", "default")
     return dict(next(entries[name] for name in names if name in entries))
 
 
@@ -125,7 +131,7 @@ class _Job:
 
     def __init__(self, run: Run, folder: Path):
         self.run, self.folder, self.start = run, folder, time.time()
-        self.work = Path(tempfile.mkdtemp(prefix=f"{run.algo}-{run.env_id}-{run.seed}-", dir=folder / ".running"))
+        self.work = Path(tempfile.mkdtemp(prefix=f"{run.algo}-{run.env_name}-{run.seed}-", dir=folder / ".running"))
         self.log = self.work / "log.txt"
         conf_file = self.work / f"{run.algo}.yml"
         conf_file.write_text(yaml.safe_dump({run.env_id: read_entry(run.algo, run.env_id)}))
@@ -137,7 +143,7 @@ class _Job:
 
     @property
     def trained(self) -> Path:
-        return self.work / self.run.algo / f"{self.run.env_id}_1"
+        return self.work / self.run.algo / f"{self.run.env_name}_1"
 
     def has_ended(self) -> bool:
         if self.process.poll() is None:
@@ -157,9 +163,9 @@ class _Job:
     def finish(self, n_parallel: int) -> None:
         """Move what the report needs to its place, in one step: a folder of runs never has a half of one."""
         finished = self.work / "finished"
-        (finished / self.run.env_id).mkdir(parents=True)
+        (finished / self.run.env_name).mkdir(parents=True)
         shutil.copy(self.trained / "evaluations.npz", finished)
-        shutil.copy(self.trained / self.run.env_id / "config.yml", finished / self.run.env_id)
+        shutil.copy(self.trained / self.run.env_name / "config.yml", finished / self.run.env_name)
         info: dict[str, Any] = dict(
             algo=self.run.algo,
             env=self.run.env_id,
@@ -176,8 +182,11 @@ class _Job:
         (finished / "run.json").write_text(json.dumps(info, indent=1) + "\n")
         target = self.folder / self.run.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not self.run.is_finished(self.folder):  # by another process on the same folder
+        try:
             finished.rename(target)
+        except OSError:  # another process on the same folder was first
+            if not self.run.is_finished(self.folder):
+                raise
         shutil.rmtree(self.work)
 
     def kill(self) -> None:
