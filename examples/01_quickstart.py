@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_pg import VanillaPG
 
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60_000
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 eval_env = Monitor(gym.make("CartPole-v1"))
 
 model = VanillaPG("MlpPolicy", "CartPole-v1", seed=0)

@@ -12,6 +12,16 @@ from pathlib import Path
 import sb3_pg
 
 _LOADING = ("enjoy", "record_video", "estimators")
+_FOR_AGENTS = ("train", "enjoy", "record_video")
+# Hyperparameters of A2C and PPO, and what there is in their place
+_ELSEWHERE = {
+    "vf_coef": "the critic has an optimizer of its own, with critic_learning_rate.",
+    "n_epochs": "there is one policy step a rollout; the critic's passes are n_critic_updates.",
+    "clip_range": "one step on fresh data needs no clipping.",
+    "clip_range_vf": "one step on fresh data needs no clipping.",
+    "use_rms_prop": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…)".',
+    "rms_prop_eps": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…, optimizer_kwargs=…)".',
+}
 _PLOTTING = ("plot_train", "plot_from_file", "all_plots")
 _COMMANDS = {
     "train": "train an agent, continue (-i) or search for hyperparameters (-optimize)",
@@ -65,12 +75,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run_zoo(command: str, arguments: list[str]) -> None:
     """Run a command of rl-zoo3 in this process, after registering our algorithms."""
-    from sb3_pg.zoo import ALGORITHMS, register
+    from sb3_pg.zoo import register
 
     _refuse_ignored_options(arguments)
     register()
-    if command in _LOADING and _option(arguments, "--algo") in ALGORITHMS:
-        # rl-zoo3 looks into its collection of trained agents, which has none of ours. A later -f wins
+    # Where rl-zoo3 has other defaults: PPO, and its collection of trained agents, which has none of ours. Later options win
+    if command in _FOR_AGENTS:
+        arguments = ["--algo", "vpg", *arguments]
+    if command in _LOADING:
         arguments = ["-f", "logs", *arguments]
     sys.argv = [f"sb3-pg {command}", *arguments]
     if command == "record_video":
@@ -122,7 +134,14 @@ def _explain(error: Exception, command: str) -> str:
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
         return "rl-zoo3 is missing: pip install 'sb3-pg[zoo]'"
     if command == "train" and isinstance(error, NameError | SyntaxError):
-        return f"{message}. Values are Python expressions, with text in quotes: -params weights:\"'reward_to_go'\""
+        return (
+            f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
+            "-params weights:\"'reward_to_go'\""
+        )
+    if "Record does not exist" in message:
+        return "the storage has no such study: check --study-name and --storage"
+    if command == "train" and isinstance(error, IndexError) and "--trial-id" in sys.argv:
+        return "the study has no such trial: check --trial-id"
     if command == "train" and isinstance(error, KeyError):
         return f"{message} is missing from the hyperparameters"
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
@@ -146,6 +165,8 @@ def _explain_hyperparameter(class_name: str, name: str) -> str:
     for algorithm in ALGOS.values():
         if algorithm.__name__ == class_name:
             known = list(inspect.signature(algorithm).parameters)
+            if name in _ELSEWHERE:
+                return f"{class_name} has no hyperparameter {name!r}: {_ELSEWHERE[name]}"
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known[2:-1])}."
             return f"{class_name} has no hyperparameter {name!r}: {hint}"

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.utils import check_for_correct_spaces, configure_logger
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_pg import estimators
@@ -101,7 +101,7 @@ def gradient_diagnostics(
     :param on_progress: called with the number of episodes analysed so far, and of all
     :return: one row an estimator
     :raises TypeError: if the model is not an on-policy one with an actor-critic policy
-    :raises ValueError: if there is no environment or there are too few episodes
+    :raises ValueError: if there is no environment, or one with other spaces than the model's, or there are too few episodes
     """
     env = _check(model, env, n_episodes, gae_lambdas)
     if discounted_state_distribution is None:
@@ -179,6 +179,7 @@ def _check(model: Any, env: GymEnv | None, n_episodes: int, gae_lambdas: Sequenc
         raise ValueError(f"gae_lambdas must be in [0, 1], not {tuple(gae_lambdas)}.")
     # As the model sees it: vectorised, channels first
     wrapped: VecEnv = model.get_env() if env is None else model._wrap_env(env, verbose=0)
+    check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
     return wrapped
 
 

@@ -81,6 +81,8 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
             arguments.exp_id, arguments.folder, arguments.algo, env_name, arguments.load_best
         )
     else:
+        if not arguments.model.is_file():
+            raise ValueError(f"There is no file {arguments.model}.")
         model_path, log_path = str(arguments.model), str(arguments.model.parent)
     model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
     set_random_seed(arguments.seed)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
@@ -183,6 +184,10 @@ class PolicyGradient(OnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """Refuse every wrong argument: ``TypeError`` or ``ValueError`` with what to do."""
+        if isinstance(self.policy_class, type) and issubclass(self.policy_class, RecurrentActorCriticPolicy):
+            raise TypeError(
+                f"{self.policy_class.__name__} has a memory, which no rollout here carries on: use sb3-contrib's RecurrentPPO."
+            )
         if self.weights not in ("return", "reward_to_go", "gae"):
             raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {self.weights!r}.')
         for name in ("n_steps", "batch_size"):

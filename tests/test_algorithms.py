@@ -12,6 +12,7 @@ import pytest
 import torch as th
 from envs import BrokenEnv, ScriptedEnv
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -760,6 +761,11 @@ def test_whole_episodes_need_a_reset_that_resets() -> None:
     make = lambda: EpisodicLifeEnv(ScriptedEnv([5]))  # noqa: E731
     with pytest.raises(ValueError, match="terminal_on_life_loss=False"):
         ReinforceBaseline("MlpPolicy", DummyVecEnv([make])).learn(10)
+
+
+def test_recurrent_policies_are_refused() -> None:
+    with pytest.raises(TypeError, match="RecurrentActorCriticPolicy has a memory"):
+        VanillaPG(RecurrentActorCriticPolicy, "CartPole-v1")
 
 
 def test_dictionaries_need_a_buffer_for_them() -> None:

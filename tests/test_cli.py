@@ -90,6 +90,25 @@ def test_estimators(trained: Path) -> None:
     assert code == 1 and "Train an agent first" in err
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train --algo vpg --env CartPole-v1 -n 64 -params vf_coef:0.5", "critic_learning_rate"),
+        ("train --algo vpg --env CartPole-v1 -n 64 -params gamma=0.9", "NAME:VALUE"),
+        ("train --env CartPole-v1 -n 64 --storage new.log --study-name nope --trial-id 3", "no such study"),
+        ("estimators --model nope.zip", "no file nope.zip"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, arguments: str, message: str) -> None:
+    code, _, err = finish(start(tmp_path, *arguments.split()))
+    assert code == 1 and message in err, err
+
+
+def test_peers_are_trained_and_found_in_the_same_place(tmp_path: Path) -> None:
+    sb3_pg(tmp_path, "train --algo a2c --env CartPole-v1 -n 64 --eval-freq -1")
+    assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo a2c --env CartPole-v1 --no-render -n 200")
+
+
 def test_two_processes_search_together_and_a_trial_is_trained(tmp_path: Path) -> None:
     study = "--storage search.log --study-name demo"
     search = (

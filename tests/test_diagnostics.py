@@ -226,8 +226,9 @@ def test_the_callback_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Logger, "record", spy)
     env, eval_env = VecNormalize(make_vec_env("CartPole-v1", 2)), VecNormalize(make_vec_env("CartPole-v1", 2), training=False)
     callback = GradientDiagnosticsCallback(eval_env, every=300, n_episodes=4)
-    A2C("MlpPolicy", env, seed=0).learn(1000, callback=callback)
-    assert len(recorded["diagnostics/variance/gae_0.97"]) == 4
+    for n_measurements in (4, 8):  # a second training with the same callback
+        A2C("MlpPolicy", env, seed=0).learn(1000, callback=callback)
+        assert len(recorded["diagnostics/variance/gae_0.97"]) == n_measurements
     assert {
         f"diagnostics/{figure}/value" for figure in ("snr", "bias", "cosine", "batch_steps", "alignment")
     } <= recorded.keys()
@@ -244,6 +245,8 @@ def test_what_is_refused() -> None:
     model.env = None
     with pytest.raises(ValueError, match="no environment"):
         gradient_diagnostics(model)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        gradient_diagnostics(model, make_vec_env("Acrobot-v1"))
     with pytest.raises(ValueError, match="gae_lambdas must be in"):
         gradient_diagnostics(VanillaPG("MlpPolicy", "CartPole-v1"), gae_lambdas=(1.5,))
     with pytest.raises(TypeError, match=r"without memory .* not RecurrentPPO"):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rliable import library as rly
 from rliable import metrics
 
-from sb3_pg.benchmark import LABELS
+from sb3_pg.benchmark import BUDGETS, LABELS
 from sb3_pg.zoo import ALGORITHMS
 
 PEERS = ("a2c", "ppo", "trpo")
@@ -153,7 +153,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     runs.to_csv(output / "final.csv", index=False, float_format="%.2f")
     _save(_draw_curves(evaluations, algos, envs, lowest, None), output / "curves_steps")
     sections = [
-        _introduction(runs, evaluations, folder),
+        _introduction(runs, evaluations, folder, throughput_file, output),
         "## Final return\n\n"
         f"Interquartile mean over runs of the mean of the last {N_FINAL} evaluations [95% stratified bootstrap interval], "
         "(runs).\n\n" + _markdown(_final_table(runs, iqm, algos, envs)),
@@ -190,7 +190,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
         _save(_draw_curves(evaluations, algos, envs, lowest, rates), output / "curves_seconds")
         sections.append(
             "## Wall-clock time\n\nTraining steps a second of every algorithm with its hyperparameter file, measured in one "
-            f"process, interleaved ([{throughput_file.name}]({throughput_file.name}), medians), turn steps into seconds: the "
+            f"process, interleaved (`{throughput_file}`, medians), turn steps into seconds: the "
             "noise of the machines that made the runs does not enter. Seconds to the thresholds above:\n\n"
             + _markdown(_table(algos, envs, lambda a, e: _to_threshold(evaluations, a, e, thresholds[e], rates.get((a, e)))))
             + "\n\nSteps a second:\n\n"
@@ -201,7 +201,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     print(f"Report of {len(runs)} runs written to {output / 'REPORT.md'}")
 
 
-def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path) -> str:
+def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path, throughput_file: Path, output: Path) -> str:
     infos = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/run.json"))]
     own = [info for info in infos if not info.get("imported")]
     imported = sorted({LABELS.get(info["algo"], info["algo"]) for info in infos if info.get("imported")})
@@ -209,6 +209,7 @@ def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path) -
     dates = sorted({info["date"] for info in own})
     seeds = sorted(set(runs.seed))
     budgets = evaluations.groupby("env").n_timesteps.first()
+    with_budgets = [env if BUDGETS.get(env, (0, 0))[0] == steps else f"{env}:{steps}" for env, steps in budgets.items()]
     algos = list(dict.fromkeys(runs.algo))
     names = [LABELS.get(algo, algo) for algo in LABELS if algo in algos] + [algo for algo in algos if algo not in LABELS]
     lines = [
@@ -220,8 +221,9 @@ def _introduction(runs: pd.DataFrame, evaluations: pd.DataFrame, folder: Path) -
         + f" steps. Seeds {', '.join(map(str, seeds))}; the number of runs is given with each figure. An evaluation is the "
         "mean of 10 episodes with deterministic actions on a separate environment.",
         f"Report of {datetime.date.today().isoformat()}; made by\n\n```bash\nsb3-pg benchmark run --algos {' '.join(algos)} "
-        f"--envs {' '.join(budgets.index)} --seeds {' '.join(map(str, seeds))}\nsb3-pg benchmark throughput\n"
-        "sb3-pg benchmark report\n```",
+        f"--envs {' '.join(with_budgets)} --seeds {' '.join(map(str, seeds))} --folder {folder}\n"
+        f"sb3-pg benchmark throughput --algos {' '.join(algos)} --envs {' '.join(budgets.index)} --output {throughput_file}\n"
+        f"sb3-pg benchmark report --folder {folder} --throughput {throughput_file} --output {output}\n```",
     ]
     if own:
         lines.append(

@@ -207,6 +207,8 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
     """
     waiting = [run for run in runs if not run.is_finished(folder)]
     console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished in {folder}")
+    if not waiting:
+        return []
     (folder / ".running").mkdir(parents=True, exist_ok=True)
     jobs: list[_Job] = []
     failed: list[Run] = []

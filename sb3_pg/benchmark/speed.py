@@ -152,7 +152,8 @@ def run_speed(envs: list[tuple[str, int]], steps: int, repetitions: int, threads
             rows.append(row)
             pd.DataFrame(rows).to_csv(output, index=False)
             progress.update(task, advance=1, description=f"{row['env']} × {row['n_envs']}")
-    console.print(_table(summarise(pd.DataFrame(rows))))
+    # As wide as it is: a narrow terminal would cut the intervals off
+    console.print(_table(summarise(pd.DataFrame(rows))), width=max(console.width, 150), crop=False)
     console.print(f"torch {th.__version__}, {threads} thread(s), seed {seed}; single measurements in {output}")
 
 
