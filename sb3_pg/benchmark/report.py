@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from rich.progress import track
 from rliable import library as rly
 from rliable import metrics
 
@@ -139,7 +140,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     envs = list(dict.fromkeys(runs.env))
     iqm = {
         (algo, env): interval(score_matrix(runs, algo, [env]))
-        for algo, env in dict.fromkeys(zip(runs.algo, runs.env, strict=True))
+        for algo, env in track(list(dict.fromkeys(zip(runs.algo, runs.env, strict=True))), description="interquartile means")
     }
     best = {env: max(iqm[algo, env][0] for algo in algos if (algo, env) in iqm) for env in envs}
     lowest = {env: random_return(env) for env in envs}
@@ -273,20 +274,20 @@ def _final_table(
 def _improvement_table(runs: pd.DataFrame, algos: list[str], envs: list[str]) -> pd.DataFrame:
     has = set(zip(runs.algo, runs.env, strict=True))
     peers = [algo for algo in algos if algo in PEERS]
+    pairs = [(ours, peer) for ours in algos if ours in ALGORITHMS for peer in peers]
     rows: dict[str, list[str]] = {}
-    for ours in [algo for algo in algos if algo in ALGORITHMS]:
-        for peer in peers:
-            cells, estimates = [], []
-            for env in envs:
-                if not {(ours, env), (peer, env)} <= has:
-                    cells.append("–")
-                    continue
-                p, low, high = improvement(score_matrix(runs, ours, [env]), score_matrix(runs, peer, [env]))
-                cells.append(f"{p:.2f} [{low:.2f}, {high:.2f}]")
-                estimates.append(p)
-            # Every environment with all of its runs: a matrix over environments would have as few as the poorest of them
-            cells.insert(0, f"{np.mean(estimates):.2f}" if estimates else "–")
-            rows[f"{LABELS[ours]} over {LABELS[peer]}"] = cells
+    for ours, peer in track(pairs, description="probabilities of improvement"):
+        cells, estimates = [], []
+        for env in envs:
+            if not {(ours, env), (peer, env)} <= has:
+                cells.append("–")
+                continue
+            p, low, high = improvement(score_matrix(runs, ours, [env]), score_matrix(runs, peer, [env]))
+            cells.append(f"{p:.2f} [{low:.2f}, {high:.2f}]")
+            estimates.append(p)
+        # Every environment with all of its runs: a matrix over environments would have as few as the poorest of them
+        cells.insert(0, f"{np.mean(estimates):.2f}" if estimates else "–")
+        rows[f"{LABELS[ours]} over {LABELS[peer]}"] = cells
     return pd.DataFrame.from_dict(rows, orient="index", columns=["all", *envs])
 
 
