@@ -94,7 +94,9 @@ def test_spaces(cls: type[PolicyGradient], kwargs: dict[str, Any], name: str, tm
 @pytest.mark.parametrize("sde_sample_freq", [-1, 1])
 def test_gsde(kwargs: dict[str, Any], sde_sample_freq: int) -> None:
     for cls, extra in VARIANTS:
-        model = cls("MlpPolicy", IdentityEnvBox(ep_length=8), use_sde=True, sde_sample_freq=sde_sample_freq, ent_coef=0.01,
+        # A wide target: where no reward comes, there is no gradient but the entropy's
+        env = IdentityEnvBox(eps=0.5, ep_length=8)
+        model = cls("MlpPolicy", env, use_sde=True, sde_sample_freq=sde_sample_freq, ent_coef=0.01,
                     seed=0, **{**extra, "n_episodes": 2}, **kwargs)  # fmt: skip
         before = params(model)
         model.learn(64)
