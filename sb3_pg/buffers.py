@@ -25,6 +25,11 @@ def take_obs(observations: Any, rows: Any) -> Any:
     return map_obs(lambda x: x[rows], observations)
 
 
+def n_obs(observations: Any) -> int:
+    """Number of rows of observations: of an array or tensor, or of a dictionary of them."""
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
 def _as_float_like(stored: np.ndarray, values: np.ndarray) -> np.ndarray:
     is_cut = stored.dtype.kind in "iu" and values.dtype.kind == "f"
     return stored.astype(np.float32) if is_cut else stored

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, un
 
 from sb3_pg import estimators
 from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, take_obs
-from sb3_pg.policy_gradient import CHUNK_SIZE, PolicyGradient
+from sb3_pg.policy_gradient import PolicyGradient
 from sb3_pg.vanilla_pg import VanillaPG
 
 #: λ of the GAE rows
@@ -268,24 +268,12 @@ def _episode_gradients(
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[_Key, np.ndarray]:
     """g of every episode under every estimator, ``(n_episodes, size)`` each."""
-    parameters = probe._actor_parameters()
-    sketch = _make_sketch(sum(p.numel() for p in parameters), probe.device)
+    sketch = _make_sketch(sum(p.numel() for p in probe._actor_parameters()), probe.device)
     stacked = np.stack(list(weights.values()))
-
-    def gradient(log_prob: th.Tensor, psi: th.Tensor) -> th.Tensor:
-        parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
-        return sketch(th.cat([part.flatten() for part in parts]))
-
     rows = []
-    for env, rows_of_episode in episodes:
-        row: Any = 0.0
-        for first in range(rows_of_episode.start, rows_of_episode.stop, CHUNK_SIZE):
-            steps = slice(first, min(first + CHUNK_SIZE, rows_of_episode.stop))
-            obs, actions = probe._to_tensors(take_obs(buffer.observations, (steps, env)), buffer.actions[steps, env])
-            log_prob, _ = probe._evaluate_actions(obs, actions)
-            all_psi = th.as_tensor(stacked[:, steps, env]).to(log_prob)
-            row = row + th.stack([gradient(log_prob, psi) for psi in all_psi]).cpu().numpy()
-        rows.append(row)
+    for env, steps in episodes:
+        observations = take_obs(buffer.observations, (steps, env))
+        rows.append(probe._sum_scores(observations, buffer.actions[steps, env], stacked[:, steps, env], sketch))
         if on_progress is not None:
             on_progress(len(rows), len(episodes))
     return dict(zip(weights, np.stack(rows, axis=1), strict=True))

@@ -1,6 +1,6 @@
 """The policy gradient theorem on SB3's classes: the only ``collect_rollouts`` and the only ``train`` of the package."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, map_obs, take_obs
+from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, map_obs, n_obs, take_obs
 from sb3_pg.episodes import EpisodeSelection
 from sb3_pg.estimators import discount_factors
 from sb3_pg.losses import pseudo_entropy, score_function_loss, value_loss
@@ -239,8 +239,7 @@ class PolicyGradient(OnPolicyAlgorithm):
             else np.zeros((1, *obs.shape), obs.dtype)  # type: ignore[misc]
         )
         obs_tensor = obs_as_tensor(zeros, self.device)
-        action = th.zeros((1, *self.action_space.shape), device=self.device)  # type: ignore[misc]
-        actions = self._as_policy_actions(action.reshape(1, -1))
+        actions = self._zero_actions(1)
         parameters = list(self.policy.parameters())
         frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
         for p in frozen:
@@ -467,9 +466,8 @@ class PolicyGradient(OnPolicyAlgorithm):
 
     def _predict_values(self, observations: Any) -> th.Tensor:
         """V of observations, ``(n, …)`` or a dictionary of such, on the CPU, ``(n,)``."""
-        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         with th.no_grad():
-            chunks = (obs_as_tensor(take_obs(observations, chunk), self.device) for chunk in _chunks(n))
+            chunks = (obs_as_tensor(take_obs(observations, chunk), self.device) for chunk in _chunks(n_obs(observations)))
             return th.cat([self._evaluate_critic(obs).cpu() for obs in chunks])
 
     def _to_tensors(self, observations: Any, actions: np.ndarray) -> tuple[Any, th.Tensor]:
@@ -480,6 +478,11 @@ class PolicyGradient(OnPolicyAlgorithm):
     def _as_policy_actions(self, actions: th.Tensor) -> th.Tensor:
         """Actions of a buffer, ``(n, action_dim)`` floats, as the policy's distribution takes them."""
         return actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def _zero_actions(self, n: int) -> th.Tensor:
+        """Some actions, as the policy takes them, for where a policy wants any."""
+        actions = th.zeros((n, *self.action_space.shape), device=self.device)  # type: ignore[misc]
+        return self._as_policy_actions(actions.reshape(n, -1))
 
     # Updates
 
@@ -571,13 +574,37 @@ class PolicyGradient(OnPolicyAlgorithm):
             log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         return log_prob, pseudo_entropy(log_prob) if entropy is None else entropy
 
+    def _sum_scores(
+        self,
+        observations: Any,
+        actions: np.ndarray,
+        weights: np.ndarray,
+        compress: Callable[[th.Tensor], th.Tensor] = lambda gradient: gradient,
+    ) -> np.ndarray:
+        """Σ ∇log π(a∣s) · weight over the steps of an episode, one chunk in memory at a time.
+
+        :param observations: of a buffer, ``(n_steps, …)`` or a dictionary of such
+        :param actions: of a buffer, ``(n_steps, action_dim)``
+        :param weights: ``(n_sums, n_steps)``
+        :param compress: a linear function of ``(n_parameters,)``, applied to every sum
+        :return: ``(n_sums, n_parameters)``, or as long as ``compress`` makes it
+        """
+        parameters = self._actor_parameters()
+        sums: Any = 0.0
+        for chunk in _chunks(len(actions)):
+            log_prob, _ = self._evaluate_actions(*self._to_tensors(take_obs(observations, chunk), actions[chunk]))
+            rows = []
+            for psi in th.as_tensor(weights[:, chunk]).to(log_prob):
+                parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
+                rows.append(compress(th.cat([part.flatten() for part in parts])))
+            sums = sums + th.stack(rows).cpu().numpy()
+        return np.asarray(sums)
+
     def _evaluate_critic(self, obs: Any) -> th.Tensor:
         """V, ``(n,)``."""
         if overrides(self.policy, "extract_features", "evaluate_actions") and not overrides(self.policy, "predict_values"):
             # SB3's predict_values skips both: V is what the policy's own evaluate_actions, and so A2C, says it is
-            n = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-            actions = th.zeros((n, *self.action_space.shape), device=self.device)  # type: ignore[misc]
-            values = self.policy.evaluate_actions(obs, self._as_policy_actions(actions.reshape(n, -1)))[0]
+            values = self.policy.evaluate_actions(obs, self._zero_actions(n_obs(obs)))[0]
         else:
             values = self.policy.predict_values(obs)
         return values.flatten()

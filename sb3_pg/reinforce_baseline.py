@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_pg import estimators
 from sb3_pg.buffers import EpisodeRolloutBuffer, take_obs
-from sb3_pg.policy_gradient import PolicyGradient, _chunks
+from sb3_pg.policy_gradient import PolicyGradient
 
 # Share of the running mean, and of the optimal baseline's moments, that a rollout leaves in place
 _DECAY = 0.9
@@ -173,16 +173,5 @@ class ReinforceBaseline(PolicyGradient):
         if self.discounted_state_distribution:
             factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
         step_weights = np.stack([factors * rollout_buffer.advantages[rows, env], factors])
-        parameters = self._actor_parameters()
-        gradients: Any = 0.0
-        for chunk in _chunks(len(actions)):
-            log_prob, _ = self._evaluate_actions(*self._to_tensors(take_obs(observations, chunk), actions[chunk]))
-            gradients = gradients + np.stack([_flat_grad(log_prob, parameters, w) for w in step_weights[:, chunk]])
-        return gradients[0], gradients[1]
-
-
-def _flat_grad(log_prob: th.Tensor, parameters: list[th.nn.Parameter], step_weights: np.ndarray) -> np.ndarray:
-    """∇ Σ log π · weight, ``(n_parameters,)``."""
-    outputs = th.as_tensor(step_weights).to(log_prob)
-    gradient = th.autograd.grad(log_prob, parameters, outputs, retain_graph=True, materialize_grads=True)
-    return th.cat([g.flatten() for g in gradient]).cpu().numpy()
+        gradient, score = self._sum_scores(observations, actions, step_weights)
+        return gradient, score

@@ -122,7 +122,7 @@ def read_entry(algo: str, env_id: str) -> dict[str, Any]:
     """
     entries = yaml.safe_load(_find_file(algo).read_text())
     is_atari = "NoFrameskip" in env_id or env_id.startswith("ALE/")
-    names = (env_id, env_id.replace("-v5", "-v4"), "atari" if is_atari else "default", "default")
+    names = [env_id, env_id.replace("-v5", "-v4"), *(["atari"] if is_atari else []), "default"]
     return dict(next(entries[name] for name in names if name in entries))
 
 
