@@ -15,7 +15,7 @@ from sb3_pg import NaturalPG, VanillaPG
 from sb3_pg.benchmark.speed import interleave
 
 # Environment, copies, steps a rollout of each
-ROLLOUTS = [("CartPole-v1", 1, 512), ("CartPole-v1", 8, 256), ("Pendulum-v1", 8, 256), ("HalfCheetah-v5", 4, 1024)]
+ROLLOUTS = [("CartPole-v1", 1, 1024), ("CartPole-v1", 8, 256), ("Pendulum-v1", 8, 256), ("HalfCheetah-v5", 4, 1024)]
 REPETITIONS = 50
 
 

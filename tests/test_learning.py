@@ -17,7 +17,7 @@ from sb3_pg.policy_gradient import PolicyGradient
         (VanillaPG, {}, 100_000, 3, 475.0),
         (ReinforceBaseline, {}, 100_000, 3, 475.0),
         (VanillaPG, dict(weights="reward_to_go"), 100_000, 3, 400.0),
-        (NaturalPG, {}, 50_000, 5, 475.0),  # one run in ten is off at its end
+        (NaturalPG, {}, 50_000, 3, 475.0),
     ],
 )
 def test_cartpole(cls: type[PolicyGradient], kwargs: dict[str, Any], steps: int, n_seeds: int, threshold: float) -> None:
