@@ -7,9 +7,8 @@ these ways to the same distribution:
 1. ``policy.forward``, if the policy overrides it or what it may differ in from ``get_distribution``: its values and
    log-probabilities are then the ones used;
 2. ``policy.get_distribution(obs).get_actions()``: gSDE and distributions of the user's own;
-3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, dictionaries, GPUs, any
-   layers;
-4. the same with the logits or means computed in NumPy: SB3's MLP policies on flat observations, on the CPU.
+3. the logits or means from ``policy.get_distribution(obs)`` plus noise drawn in advance: images, GPUs, any layers;
+4. the same with the logits or means computed in NumPy: SB3's MLP policies on vectors and dictionaries of vectors, on the CPU.
 
 The last two draw the same actions from the same seed, up to rounding.
 """
@@ -28,7 +27,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
@@ -181,24 +180,29 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[np.ndarray, np.ndarray], Any]] = {
 
 
 def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
-    """Whether the actor is a chain of linear layers and known activations on flat observations, and nothing else.
+    """Whether the actor is a chain of linear layers and known activations on flattened observations, and nothing else.
 
     Types are compared exactly: a subclass may do anything.
     """
-    extractor, mlp = policy.pi_features_extractor, policy.mlp_extractor
+    extractor, space, mlp = policy.pi_features_extractor, policy.observation_space, policy.mlp_extractor
+    if type(extractor) is FlattenExtractor:
+        parts: list[tuple[spaces.Space[Any], nn.Module]] = [(space, extractor.flatten)]
+    elif type(extractor) is CombinedExtractor and isinstance(space, spaces.Dict):
+        parts = [(space[key], module) for key, module in extractor.extractors.items()]
+    else:
+        return False
     if (
-        type(extractor) is not FlattenExtractor
-        or type(mlp) is not MlpExtractor
+        type(mlp) is not MlpExtractor
         or type(mlp.policy_net) is not nn.Sequential
-        or not isinstance(policy.observation_space, spaces.Box)
-        or is_image_space(policy.observation_space, normalized_image=not policy.normalize_images)
+        or not all(isinstance(part, spaces.Box) and type(module) is nn.Flatten for part, module in parts)
+        or any(is_image_space(part, normalized_image=not policy.normalize_images) for part, _ in parts)
     ):
         return False
     layers = [*mlp.policy_net, policy.action_net]
     return (
         all(type(layer) is nn.Linear for layer in layers[::2])
         and all(type(layer) in _ACTIVATIONS for layer in layers[1::2])
-        and not any(_is_altered(module) for module in (extractor, extractor.flatten, mlp, mlp.policy_net, *layers))
+        and not any(_is_altered(module) for module in (extractor, *(m for _, m in parts), mlp, mlp.policy_net, *layers))
         and all(p.dtype == th.float32 and p.device.type == "cpu" for layer in layers for p in layer.parameters())
     )
 
@@ -210,9 +214,14 @@ def _numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
     biases = [0.0 if linear.bias is None else linear.bias.detach().numpy() for linear in modules[::2]]
     activations = [*(_ACTIVATIONS[type(module)] for module in modules[1::2]), None]
     layers = list(zip(weights, biases, activations, strict=True))
+    extractor = policy.pi_features_extractor
+    keys = list(extractor.extractors) if isinstance(extractor, CombinedExtractor) else None
 
-    def outputs(obs: np.ndarray) -> np.ndarray:
-        x = np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
+    def flatten(obs: np.ndarray) -> np.ndarray:
+        return np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
+
+    def outputs(obs: Any) -> np.ndarray:
+        x = flatten(obs) if keys is None else np.concatenate([flatten(obs[key]) for key in keys], axis=1)
         for weight, bias, activation in layers:
             x = x.dot(weight)
             x += bias

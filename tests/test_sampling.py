@@ -1,6 +1,7 @@
 """The fast paths draw from the policy's own distribution, and stand back where a policy is not SB3's."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,17 @@ def test_outputs_agree(action_space: spaces.Space, kwargs: dict[str, Any]) -> No
     for a, b in zip(*(np.split(x, np.cumsum(sizes)[:-1], axis=1) for x in (fast, general)), strict=True):
         a = a - np.log(np.exp(a).sum(axis=1, keepdims=True))
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
+
+
+def test_dictionaries_of_vectors_are_flattened_in_the_extractors_order() -> None:
+    space = spaces.Dict({"b": OBS, "a": spaces.Box(-5.0, 5.0, (2, 2), np.float64)})
+    policy = make_policy(ACTION_SPACES[1], MultiInputActorCriticPolicy, obs=space)
+    assert path_of(policy) == "numpy"
+    rng = np.random.default_rng(0)
+    obs = {key: rng.normal(size=(50, *part.shape)).astype(part.dtype) for key, part in space.spaces.items()}
+    np.testing.assert_allclose(
+        sampling._numpy_outputs(policy)(obs), sampling._torch_outputs(policy)(obs), rtol=1e-6, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
@@ -210,10 +222,13 @@ def test_hooks_on_the_policy_and_compiled_policies_go_through_forward() -> None:
 
 def test_other_spaces_take_the_general_path() -> None:
     discrete = make_policy(ACTION_SPACES[0], obs=spaces.Discrete(4))
-    image = make_policy(ACTION_SPACES[0], obs=spaces.Box(0, 255, (3, 36, 36), np.uint8))
-    dictionary = make_policy(ACTION_SPACES[0], MultiInputActorCriticPolicy, obs=spaces.Dict({"a": OBS}))
-    sde = make_policy(ACTION_SPACES[1], use_sde=True)
-    assert [path_of(p) for p in (discrete, image, dictionary, sde)] == ["torch", "torch", "torch", "distribution"]
+    image_space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    image = make_policy(ACTION_SPACES[0], obs=image_space)
+    for_dict = partial(make_policy, ACTION_SPACES[0], MultiInputActorCriticPolicy)
+    with_discrete = for_dict(obs=spaces.Dict({"a": OBS, "b": spaces.Discrete(4)}))
+    with_image = for_dict(obs=spaces.Dict({"a": OBS, "b": image_space}))
+    assert [path_of(p) for p in (discrete, image, with_discrete, with_image)] == ["torch"] * 4
+    assert path_of(make_policy(ACTION_SPACES[1], use_sde=True)) == "distribution"
 
 
 def test_noise_is_seen_by_no_other_step() -> None:
