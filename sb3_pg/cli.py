@@ -7,6 +7,7 @@ import inspect
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 import sb3_pg
@@ -131,9 +132,12 @@ def _save_figures(command: str) -> None:
 def _explain(error: Exception, command: str) -> str:
     """One line that says what is wrong and what to do."""
     message = " ".join(str(error).split())
+    # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
         return "rl-zoo3 is missing: pip install 'sb3-pg[zoo]'"
-    if command == "train" and isinstance(error, NameError | SyntaxError):
+    if of_settings and isinstance(error, NameError | SyntaxError):
         return (
             f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
             "-params weights:\"'reward_to_go'\""
@@ -142,7 +146,7 @@ def _explain(error: Exception, command: str) -> str:
         return "the storage has no such study: check --study-name and --storage"
     if command == "train" and isinstance(error, IndexError) and "--trial-id" in sys.argv:
         return "the study has no such trial: check --trial-id"
-    if command == "train" and isinstance(error, KeyError):
+    if of_settings and isinstance(error, KeyError):
         return f"{message} is missing from the hyperparameters"
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if unexpected:

@@ -115,9 +115,10 @@ def gradient_diagnostics(
             done_steps = buffer.done_steps(buffer.ends[1])
             episodes = buffer.episodes(done_steps)
             lengths = np.array([rows.stop - rows.start for _, rows in episodes])
-            rollout_steps = getattr(model, "n_steps", 1) * model.n_envs
-            if isinstance(model, PolicyGradient) and model.n_episodes is not None:
-                rollout_steps = round(model.n_episodes * model.n_envs * lengths.mean())
+            rollout_steps = model.n_steps * model.n_envs
+            if isinstance(model, PolicyGradient) and model.whole_episodes:
+                n_begun = _expected_starts(lengths, model.n_steps) if model.n_episodes is None else model.n_episodes
+                rollout_steps = round(n_begun * model.n_envs * lengths.mean())
             groups = _group(episodes, max(2, round(rollout_steps / lengths.mean())), buffer)
             to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
             weights = _weights(probe, buffer, done_steps, to_go, groups, gae_lambdas, discounted_state_distribution)
@@ -221,6 +222,14 @@ def _play(probe: VanillaPG, env: VecEnv) -> _Recorder:
             normalize.training = was_training
     assert isinstance(probe.rollout_buffer, _Recorder)
     return probe.rollout_buffer
+
+
+def _expected_starts(lengths: np.ndarray, n_steps: int) -> float:
+    """Episodes that begin within ``n_steps`` steps, the first at once: the renewal equation for these lengths."""
+    n_begun = np.zeros(n_steps + 1)
+    for window in range(1, n_steps + 1):
+        n_begun[window] = 1.0 + n_begun[np.maximum(window - lengths, 0)].mean()
+    return float(n_begun[-1])
 
 
 def _group(episodes: list[tuple[int, slice]], size: int, buffer: _Recorder) -> np.ndarray:

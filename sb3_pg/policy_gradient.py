@@ -124,6 +124,7 @@ class PolicyGradient(OnPolicyAlgorithm):
         self._episode_timesteps = np.zeros(0, dtype=np.int64)
         if _init_setup_model:
             self._setup_model()
+            self._check_env()
 
     # What the subclasses differ in
 
@@ -229,6 +230,21 @@ class PolicyGradient(OnPolicyAlgorithm):
                 "sb3_pg.buffers.EpisodeRolloutBuffer."
             )
 
+    def _check_env(self) -> None:
+        """Refuse environments that cannot be trained on; a model that is loaded may still be evaluated there."""
+        if not self.whole_episodes or self.env is None:
+            return
+        try:
+            goes_on = bool(np.any(self.env.env_is_wrapped(EpisodicLifeEnv)))
+        except (AttributeError, NotImplementedError):  # not every vector environment knows its wrappers
+            goes_on = False
+        if goes_on:
+            raise ValueError(
+                "Rollouts of whole episodes begin with a reset, and EpisodicLifeEnv goes on with the life in progress "
+                'instead: use VanillaPG(weights="gae", n_episodes=None), or make the environments with '
+                "terminal_on_life_loss=False."
+            )
+
     def _find_critic_parameters(self) -> list[th.nn.Parameter]:
         """Parameters that V(s) depends on and log π(a∣s) does not: those a shared features extractor has are the actor's."""
         self.policy.set_training_mode(False)  # batch norm refuses a single sample in train mode
@@ -244,15 +260,19 @@ class PolicyGradient(OnPolicyAlgorithm):
         frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
         for p in frozen:
             p.requires_grad_(True)
-        values, log_prob, _ = self.policy.evaluate_actions(obs_tensor, actions)
-        of_critic = (
-            th.autograd.grad(values.sum(), parameters, retain_graph=True, allow_unused=True) if values.requires_grad else ()
-        )
-        of_actor = th.autograd.grad(log_prob.sum(), parameters, allow_unused=True)
+        # Zeros may lie outside the observation space, where a policy may be NaN: what depends on what shows all the same
+        validates = th.distributions.Distribution._validate_args
+        th.distributions.Distribution.set_default_validate_args(False)
+        try:
+            values, log_prob, _ = self.policy.evaluate_actions(obs_tensor, actions)
+            of_actor = th.autograd.grad(log_prob.sum(), parameters, retain_graph=True, allow_unused=True)
+            of_critic = th.autograd.grad(values.sum(), parameters, allow_unused=True) if values.requires_grad else ()
+            with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
+                self.policy.evaluate_actions(obs_tensor, actions)
+        finally:
+            th.distributions.Distribution.set_default_validate_args(validates)
         for p in frozen:
             p.requires_grad_(False)
-        with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
-            self.policy.evaluate_actions(obs_tensor, actions)
         return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
 
     def _critic_parameters(self) -> list[th.nn.Parameter]:
@@ -615,6 +635,8 @@ class PolicyGradient(OnPolicyAlgorithm):
         if not all(id(p) in in_policy for p in self._critic_parameters()):
             self._setup_critic_optimizer()  # the user has replaced the policy
         self.policy.set_training_mode(True)
+        if self.policy.share_features_extractor:
+            self.policy.features_extractor.eval()  # batch statistics are the actor's as well
         learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.critic_optimizer, learning_rate)
         parameters = self._critic_parameters()
@@ -628,10 +650,10 @@ class PolicyGradient(OnPolicyAlgorithm):
                 loss = value_loss(values, batch.returns[minibatch])
                 losses.append(loss.item())
                 _require_finite("the critic's loss", losses[-1])
+                for parameter in parameters:
+                    parameter.grad = None
                 # The actor's part of a shared features extractor is not the critic's to change
-                gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
+                loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 self._clip_gradient("the critic's gradient", parameters)
                 self.critic_optimizer.step()
         self.policy.set_training_mode(False)
@@ -663,13 +685,9 @@ class PolicyGradient(OnPolicyAlgorithm):
         :param reset_num_timesteps: False to go on counting from the last call
         :param progress_bar: show a progress bar (tqdm and rich)
         :return: the model
-        :raises ValueError: if whole episodes are collected and the environments cannot be reset within one
+        :raises ValueError: if the environments do not fit: whole episodes that cannot be reset, a single one left out
         """
-        if self.env is not None and self.whole_episodes and any(self.env.env_is_wrapped(EpisodicLifeEnv)):
-            raise ValueError(
-                "Rollouts of whole episodes begin with a reset, and EpisodicLifeEnv goes on with the life in progress "
-                'instead: use VanillaPG(weights="gae"), or make the environments with terminal_on_life_loss=False.'
-            )
+        self._check_env()
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -685,8 +703,10 @@ def _fuse(optimizer: th.optim.Optimizer) -> None:
     if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
         for group in optimizer.param_groups:
             on_known_device = all(p.device.type in ("cpu", "cuda") for p in group["params"])
+            # The kernel goes through memory from end to end
+            is_dense = all(p.is_contiguous() or p.is_contiguous(memory_format=th.channels_last) for p in group["params"])
             is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
-            if is_open and on_known_device:
+            if is_open and is_dense and on_known_device:
                 group["fused"] = True
 
 

@@ -122,6 +122,9 @@ class ReinforceBaseline(PolicyGradient):
             raise ValueError(f'baseline must be "value", "leave_one_out", "running_mean" or "optimal", not {self.baseline!r}.')
         if self.weights == "gae" and self.baseline != "value":
             raise ValueError(f'weights="gae" contains the critic: use baseline="value" with it, not {self.baseline!r}.')
+
+    def _check_env(self) -> None:
+        super()._check_env()
         if self.baseline == "leave_one_out" and self.n_envs * (self.n_episodes or 1) == 1:
             raise ValueError(
                 'baseline="leave_one_out" averages over other episodes: use several environments, or n_episodes of at least 2.'

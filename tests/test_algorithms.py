@@ -396,6 +396,62 @@ def test_the_policy_is_scored_in_the_mode_it_acted_in() -> None:
     assert not any(th.equal(old, net[0].running_mean) for old, net in zip(before, nets, strict=True))
 
 
+class Standardized(FlattenExtractor):
+    """Features through a batch norm."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.norm = nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(super().forward(observations))
+
+
+@pytest.mark.parametrize("n_critic_updates", [1, 7])
+def test_the_critic_leaves_the_batch_statistics_of_a_shared_extractor_alone(n_critic_updates: int) -> None:
+    kwargs = dict(n_steps=32, batch_size=16, n_critic_updates=n_critic_updates)
+    policy_kwargs = dict(features_extractor_class=Standardized)
+    model = VanillaPG("MlpPolicy", "CartPole-v1", policy_kwargs=policy_kwargs, seed=0, **kwargs).learn(64)
+    assert model.policy.features_extractor.norm.num_batches_tracked == 2
+
+
+# Gradients of any layout
+
+
+class Transposed(FlattenExtractor):
+    """A linear layer whose weight has a gradient in column-major order."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.weight = nn.Parameter(th.linspace(-1.0, 1.0, self.features_dim**2).reshape(self.features_dim, -1))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations) @ self.weight.t().contiguous()
+
+
+class Slice(FlattenExtractor):
+    """Its parameter is a part of a larger tensor."""
+
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.weight = nn.Parameter(th.ones(3, 2 * self.features_dim)[:, : self.features_dim])
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations) * self.weight.sum(dim=0)
+
+
+@pytest.mark.parametrize("extractor", [Transposed, Slice])
+def test_fused_steps_are_those_of_plain_adam(extractor: type[FlattenExtractor]) -> None:
+    parameters = []
+    for optimizer_kwargs in ({}, dict(fused=False)):
+        policy_kwargs = dict(
+            features_extractor_class=extractor, share_features_extractor=False, optimizer_kwargs=optimizer_kwargs
+        )
+        model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=32, policy_kwargs=policy_kwargs, seed=0).learn(64)
+        parameters.append(model.policy.state_dict())
+    th.testing.assert_close(*parameters)
+
+
 # Memory
 
 
@@ -763,6 +819,40 @@ def test_whole_episodes_need_a_reset_that_resets() -> None:
     make = lambda: EpisodicLifeEnv(ScriptedEnv([5]))  # noqa: E731
     with pytest.raises(ValueError, match="terminal_on_life_loss=False"):
         ReinforceBaseline("MlpPolicy", DummyVecEnv([make])).learn(10)
+
+
+def test_vector_environments_that_do_not_know_their_wrappers() -> None:
+    class Unknowing(DummyVecEnv):
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            raise NotImplementedError
+
+    ReinforceBaseline("MlpPolicy", Unknowing([lambda: ScriptedEnv([5])]), n_steps=8).learn(10)
+
+
+def test_leave_one_out_is_evaluated_on_one_environment(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 2)
+    ReinforceBaseline("MlpPolicy", env, baseline="leave_one_out", n_steps=8, seed=0).learn(10).save(tmp_path / "m")
+    model = ReinforceBaseline.load(tmp_path / "m", env=make_vec_env("CartPole-v1", 1))
+    model.predict(model.env.reset())
+    with pytest.raises(ValueError, match="n_episodes of at least 2"):
+        model.learn(10)
+
+
+class Direction(FlattenExtractor):
+    """NaN where the observation is zero."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations) / observations.norm(dim=1, keepdim=True)
+
+
+def test_policies_without_a_value_at_zero() -> None:
+    validates = th.distributions.Distribution._validate_args
+    policy_kwargs = dict(features_extractor_class=Direction)
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=32, policy_kwargs=policy_kwargs, seed=0)
+    assert th.distributions.Distribution._validate_args is validates
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(32)
+    assert not any(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 def test_recurrent_policies_are_refused() -> None:

@@ -193,6 +193,21 @@ def test_a_users_error_is_one_line(command: str, code: int, message: str, tmp_pa
     assert returned == code and message in last_line and "Traceback" not in err
 
 
+def test_an_error_of_the_environment_is_not_blamed_on_hyperparameters(tmp_path: Path) -> None:
+    (tmp_path / "broken_env.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Broken(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        "        return {}['velocity']\n"
+        "gym.register('Broken-v0', Broken)\n"
+    )
+    (tmp_path / "broken.yml").write_text("Broken-v0:\n  n_timesteps: 100\n  policy: MlpPolicy\n")
+    command = "train --env Broken-v0 --gym-packages broken_env --conf-file broken.yml"
+    code, _, err = finish(start(tmp_path, *command.split()))
+    assert code == 1 and err.strip().splitlines()[-1] == "sb3-pg train: error: KeyError: 'velocity'"
+
+
 def test_a_traceback_on_demand(tmp_path: Path) -> None:
     code, _, err = finish(start(tmp_path, "--traceback", "train", "--env", "CartPol-v1"))
     assert code == 1 and "Traceback" in err and "maybe meant CartPole-v1" in err

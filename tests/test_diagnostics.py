@@ -187,6 +187,23 @@ def test_models(make: Any, env_id: str) -> None:
     model.learn(70)
 
 
+@pytest.mark.parametrize("n_steps, expected", [(64, 400), (200, 400), (201, 800)])
+def test_rollouts_finish_what_they_begin(n_steps: int, expected: int) -> None:
+    # Episodes of 200 steps, two environments
+    env = make_vec_env("Pendulum-v1", 2, seed=0)
+    model = ReinforceBaseline("MlpPolicy", env, baseline="running_mean", n_steps=n_steps, seed=0)
+    assert (gradient_diagnostics(model, n_episodes=4, gae_lambdas=()).rollout_steps == expected).all()
+    model.learn(1)
+    assert model.rollout_buffer.mask.sum() == expected
+
+
+def test_expected_starts() -> None:
+    # Of length 1 or 3: one begins at step 0; a second at 1 or 3; and so on
+    assert module._expected_starts(np.array([1, 3]), 1) == 1.0
+    assert module._expected_starts(np.array([1, 3]), 2) == 1.5
+    assert module._expected_starts(np.array([1, 3]), 4) == 1.0 + 0.5 * (1.0 + 0.5 * 1.5) + 0.5 * 1.0
+
+
 def test_images_are_compressed() -> None:
     env = make_vec_env(lambda: gym.wrappers.TimeLimit(FakeImageEnv(36, 36, discrete=True), 5), 2, seed=0)
     model = A2C("CnnPolicy", env, seed=0)
