@@ -650,8 +650,7 @@ class PolicyGradient(OnPolicyAlgorithm):
                 loss = value_loss(values, batch.returns[minibatch])
                 losses.append(loss.item())
                 _require_finite("the critic's loss", losses[-1])
-                for parameter in parameters:
-                    parameter.grad = None
+                self.critic_optimizer.zero_grad()
                 # The actor's part of a shared features extractor is not the critic's to change
                 loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 self._clip_gradient("the critic's gradient", parameters)
