@@ -115,11 +115,9 @@ def gradient_diagnostics(
             done_steps = buffer.done_steps(buffer.ends[1])
             episodes = buffer.episodes(done_steps)
             lengths = np.array([rows.stop - rows.start for _, rows in episodes])
-            rollout_steps = model.n_steps * model.n_envs
-            if isinstance(model, PolicyGradient) and model.whole_episodes:
-                n_begun = _expected_starts(lengths, model.n_steps) if model.n_episodes is None else model.n_episodes
-                rollout_steps = round(n_begun * model.n_envs * lengths.mean())
-            groups = _group(episodes, max(2, round(rollout_steps / lengths.mean())), buffer)
+            rollout_steps = _rollout_steps(model, lengths)
+            rollout_episodes = rollout_steps / lengths.mean()
+            groups = _group(episodes, max(2, round(rollout_episodes)), buffer)
             to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
             weights = _weights(probe, buffer, done_steps, to_go, groups, gae_lambdas, discounted_state_distribution)
             gradients = _episode_gradients(probe, buffer, episodes, weights, on_progress)
@@ -137,7 +135,7 @@ def gradient_diagnostics(
     rows = []
     for key in sorted(gradients, key=lambda key: (_ORDER.index(key[0]), key[2], -(key[1] or 0.0))):
         row: dict[str, Any] = dict(zip(("estimator", "gae_lambda", "discounted"), key, strict=True))
-        rows.append(row | _figures(gradients[key], reference, rollout_steps / lengths.mean()))
+        rows.append(row | _figures(gradients[key], reference, rollout_episodes))
     table = pd.DataFrame(rows).astype({"gae_lambda": float})
     table["batch_steps"] = table.noise_scale * lengths.mean()
     return table.assign(episodes=len(lengths), steps=int(lengths.sum()), rollout_steps=rollout_steps)
@@ -222,6 +220,14 @@ def _play(probe: VanillaPG, env: VecEnv) -> _Recorder:
             normalize.training = was_training
     assert isinstance(probe.rollout_buffer, _Recorder)
     return probe.rollout_buffer
+
+
+def _rollout_steps(model: OnPolicyAlgorithm, lengths: np.ndarray) -> int:
+    """Steps of a rollout of the model: expected ones, for episodes of these lengths, where it plays them to their end."""
+    if not (isinstance(model, PolicyGradient) and model.whole_episodes):
+        return model.n_steps * model.n_envs
+    n_begun = _expected_starts(lengths, model.n_steps) if model.n_episodes is None else model.n_episodes
+    return round(n_begun * model.n_envs * float(lengths.mean()))
 
 
 def _expected_starts(lengths: np.ndarray, n_steps: int) -> float:

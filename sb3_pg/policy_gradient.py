@@ -271,8 +271,8 @@ class PolicyGradient(OnPolicyAlgorithm):
                 self.policy.evaluate_actions(obs_tensor, actions)
         finally:
             th.distributions.Distribution.set_default_validate_args(validates)
-        for p in frozen:
-            p.requires_grad_(False)
+            for p in frozen:
+                p.requires_grad_(False)
         return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
 
     def _critic_parameters(self) -> list[th.nn.Parameter]:

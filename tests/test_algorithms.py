@@ -850,9 +850,9 @@ def test_policies_without_a_value_at_zero() -> None:
     policy_kwargs = dict(features_extractor_class=Direction)
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=32, policy_kwargs=policy_kwargs, seed=0)
     assert th.distributions.Distribution._validate_args is validates
-    before = [p.clone() for p in model.policy.parameters()]
+    before = params(model)
     model.learn(32)
-    assert not any(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    assert changed(before, model) == set(before)
 
 
 def test_recurrent_policies_are_refused() -> None:
