@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
-from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import check_for_correct_spaces, configure_logger
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization, unwrap_vec_normalize
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_pg import estimators
-from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, take_obs
-from sb3_pg.policy_gradient import PolicyGradient
-from sb3_pg.vanilla_pg import VanillaPG
+from sb3_pg.algorithms.arguments import check_env
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.policies import check_policy_class
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+from sb3_pg.rollouts.player import EpisodePlayer
 
 #: λ of the GAE rows
 GAE_LAMBDAS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99)
@@ -34,26 +33,6 @@ _N_BOOTSTRAP = 500
 
 # Estimator, λ, whether it has γᵗ
 _Key = tuple[str, float | None, bool]
-
-
-class _Recorder(EpisodeRolloutBuffer):
-    """Keeps what the weights are computed from, to compute them again for another λ."""
-
-    ends: tuple[Any, ...]
-
-    def compute_returns_and_advantage(self, *ends: Any, **kwargs: Any) -> None:
-        self.ends = (*ends, *kwargs.values())
-        super().compute_returns_and_advantage(*self.ends)
-
-    def gae(self, gae_lambda: float) -> np.ndarray:
-        self.gae_lambda = gae_lambda
-        last_values, dones, _, terminal_values = self.ends
-        super().compute_returns_and_advantage(last_values, dones, "gae", terminal_values)
-        return self.advantages.copy()
-
-
-class _DictRecorder(_Recorder, EpisodeDictRolloutBuffer):  # type: ignore[misc]
-    pass
 
 
 def gradient_diagnostics(
@@ -106,21 +85,22 @@ def gradient_diagnostics(
     env = _check(model, env, n_episodes, gae_lambdas)
     if discounted_state_distribution is None:
         discounted_state_distribution = getattr(model, "discounted_state_distribution", False)
+    has_critic = not isinstance(model, PolicyGradient) or model.uses_critic
     # Training goes on as if nothing had been drawn
     mode, numpy_state, distribution = model.policy.training, np.random.get_state(), dict(vars(model.policy.action_dist))
     with th.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         try:
-            probe = _make_probe(model, env, -(-n_episodes // env.num_envs))
-            buffer = _play(probe, env)
-            done_steps = buffer.done_steps(buffer.ends[1])
-            episodes = buffer.episodes(done_steps)
+            player = EpisodePlayer(model, env, -(-n_episodes // env.num_envs), has_critic)
+            check_env(player)
+            buffer = player.play()
+            episodes = buffer.episodes(player.done_steps)
             lengths = np.array([rows.stop - rows.start for _, rows in episodes])
             rollout_steps = _rollout_steps(model, lengths)
             rollout_episodes = rollout_steps / lengths.mean()
             groups = _group(episodes, max(2, round(rollout_episodes)), buffer)
-            to_go = estimators.reward_to_go(buffer.rewards, done_steps, probe.gamma)
-            weights = _weights(probe, buffer, done_steps, to_go, groups, gae_lambdas, discounted_state_distribution)
-            gradients = _episode_gradients(probe, buffer, episodes, weights, on_progress)
+            to_go = estimators.reward_to_go(buffer.rewards, player.done_steps, player.gamma)
+            weights = _weights(player, buffer, to_go, groups, gae_lambdas, discounted_state_distribution)
+            gradients = _episode_gradients(player, buffer, episodes, weights, on_progress)
         finally:
             model.policy.set_training_mode(mode)
             np.random.set_state(numpy_state)
@@ -130,7 +110,7 @@ def gradient_diagnostics(
     scores = gradients.pop(("score", None, discounted_state_distribution))
     _add_constant_baselines(gradients, scores, to_go, episodes, discounted_state_distribution)
 
-    best = "value" if probe.uses_critic else "reward_to_go"
+    best = "value" if has_critic else "reward_to_go"
     reference = gradients[best, None, discounted_state_distribution]
     rows = []
     for key in sorted(gradients, key=lambda key: (_ORDER.index(key[0]), key[2], -(key[1] or 0.0))):
@@ -164,12 +144,13 @@ def recommend(table: pd.DataFrame) -> str:
 
 
 def _check(model: Any, env: GymEnv | None, n_episodes: int, gae_lambdas: Sequence[float]) -> VecEnv:
-    policy = getattr(model, "policy", None)
-    if not isinstance(policy, ActorCriticPolicy) or isinstance(policy, RecurrentActorCriticPolicy):
+    try:
+        check_policy_class(type(getattr(model, "policy", None)))
+    except TypeError as error:
         raise TypeError(
             "The diagnostics need a model with a stochastic actor-critic policy without memory (VanillaPG, ReinforceBaseline, "
             f"NaturalPG, A2C, PPO), not {type(model).__name__}."
-        )
+        ) from error
     if env is None and model.get_env() is None:
         raise ValueError("The model has no environment: pass env, or set it with model.set_env.")
     if n_episodes < 4:
@@ -180,46 +161,6 @@ def _check(model: Any, env: GymEnv | None, n_episodes: int, gae_lambdas: Sequenc
     wrapped: VecEnv = model.get_env() if env is None else model._wrap_env(env, verbose=0)
     check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
     return wrapped
-
-
-def _make_probe(model: OnPolicyAlgorithm, env: VecEnv, n_episodes: int) -> VanillaPG:
-    """A model of ours around the policy, to play whole episodes with our rollout."""
-    is_dict = isinstance(model.observation_space, spaces.Dict)
-    has_critic = not isinstance(model, PolicyGradient) or model.uses_critic
-    probe = VanillaPG(
-        type(model.policy),
-        env,
-        n_episodes=n_episodes,
-        gamma=model.gamma,
-        weights="gae" if has_critic else "reward_to_go",
-        use_sde=model.use_sde,
-        sde_sample_freq=model.sde_sample_freq,
-        rollout_buffer_class=_DictRecorder if is_dict else _Recorder,
-        policy_kwargs=model.policy_kwargs,
-        device=model.device,
-    )
-    probe.policy = model.policy
-    probe._setup_critic_optimizer()
-    probe.set_logger(configure_logger(0))
-    return probe
-
-
-def _play(probe: VanillaPG, env: VecEnv) -> _Recorder:
-    normalize = unwrap_vec_normalize(env)
-    was_training = normalize is not None and normalize.training
-    try:
-        if normalize is not None:
-            normalize.training = False
-        probe._last_obs, probe._last_episode_starts = env.reset(), np.ones(env.num_envs, dtype=bool)  # type: ignore[assignment]
-        callback = ConvertCallback(None)
-        callback.init_callback(probe)
-        probe.ep_info_buffer, probe.ep_success_buffer = probe.ep_info_buffer or [], probe.ep_success_buffer or []  # type: ignore
-        probe.collect_rollouts(env, callback, probe.rollout_buffer, probe.n_steps)
-    finally:
-        if normalize is not None:
-            normalize.training = was_training
-    assert isinstance(probe.rollout_buffer, _Recorder)
-    return probe.rollout_buffer
 
 
 def _rollout_steps(model: OnPolicyAlgorithm, lengths: np.ndarray) -> int:
@@ -238,7 +179,7 @@ def _expected_starts(lengths: np.ndarray, n_steps: int) -> float:
     return float(n_begun[-1])
 
 
-def _group(episodes: list[tuple[int, slice]], size: int, buffer: _Recorder) -> np.ndarray:
+def _group(episodes: list[tuple[int, slice]], size: int, buffer: EpisodeRolloutBuffer) -> np.ndarray:
     """Number of the group of each step, ``(n_steps, n_envs)``: so many episodes at a time, in the order they began."""
     groups = np.full(buffer.mask.shape, -1)
     n_groups = max(len(episodes) // size, 1)
@@ -248,47 +189,47 @@ def _group(episodes: list[tuple[int, slice]], size: int, buffer: _Recorder) -> n
 
 
 def _weights(
-    probe: VanillaPG,
-    buffer: _Recorder,
-    done_steps: np.ndarray,
+    player: EpisodePlayer,
+    buffer: EpisodeRolloutBuffer,
     to_go: np.ndarray,
     groups: np.ndarray,
     gae_lambdas: Sequence[float],
     discounted: bool,
 ) -> dict[_Key, np.ndarray]:
     """Ψ of every step under every estimator but the constant baselines, ``(n_steps, n_envs)`` each; "score" has Ψ = 1."""
-    factors = estimators.discount_factors(buffer.timesteps, probe.gamma)
+    factors = estimators.discount_factors(buffer.timesteps, player.gamma)
     own = factors if discounted else np.ones_like(factors)
     others = sum(
         estimators.leave_one_out_baseline(to_go, buffer.timesteps, groups == group) for group in range(groups.max() + 1)
     )
     weights: dict[_Key, np.ndarray] = {
-        ("return", None, True): estimators.episode_first(to_go, done_steps),
+        ("return", None, True): estimators.episode_first(to_go, player.done_steps),
         ("score", None, discounted): own,
         ("reward_to_go", None, discounted): own * to_go,
         ("leave_one_out", None, discounted): own * (to_go - others),
     }
-    if probe.uses_critic:
+    if player.uses_critic:
         weights["value", None, discounted] = own * (to_go - buffer.values)
         weights["value", None, True] = factors * (to_go - buffer.values)
-        weights |= {("gae", gae_lambda, discounted): own * buffer.gae(gae_lambda) for gae_lambda in gae_lambdas}
+        ends = buffer.rewards, buffer.values, player.next_values, player.done_steps, player.gamma
+        weights |= {("gae", lam, discounted): own * estimators.gae(*ends, lam) for lam in gae_lambdas}
     return weights
 
 
 def _episode_gradients(
-    probe: VanillaPG,
-    buffer: _Recorder,
+    player: EpisodePlayer,
+    buffer: EpisodeRolloutBuffer,
     episodes: list[tuple[int, slice]],
     weights: dict[_Key, np.ndarray],
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[_Key, np.ndarray]:
     """g of every episode under every estimator, ``(n_episodes, size)`` each."""
-    sketch = _make_sketch(sum(p.numel() for p in probe._actor_parameters()), probe.device)
+    kind = player.kind
+    sketch = _make_sketch(sum(p.numel() for p in kind.actor_parameters()), player.device)
     stacked = np.stack(list(weights.values()))
     rows = []
     for env, steps in episodes:
-        observations = take_obs(buffer.observations, (steps, env))
-        rows.append(probe._sum_scores(observations, buffer.actions[steps, env], stacked[:, steps, env], sketch))
+        rows.append(kind.sum_scores(kind.episode_steps(buffer, env, steps), stacked[:, steps, env], sketch))
         if on_progress is not None:
             on_progress(len(rows), len(episodes))
     return dict(zip(weights, np.stack(rows, axis=1), strict=True))

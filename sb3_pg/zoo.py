@@ -7,10 +7,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_pg.natural_pg import NaturalPG
-from sb3_pg.policy_gradient import PolicyGradient
-from sb3_pg.reinforce_baseline import ReinforceBaseline
-from sb3_pg.vanilla_pg import VanillaPG
+from sb3_pg.algorithms.natural_pg import NaturalPG
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
+from sb3_pg.algorithms.vanilla_pg import VanillaPG
 
 if TYPE_CHECKING:
     from optuna import Trial

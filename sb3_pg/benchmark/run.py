@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sb3_pg.benchmark import BUDGETS
-from sb3_pg.zoo import ALGORITHMS, hyperparams_file
+from sb3_pg.zoo import ALGORITHMS, hyperparams_file, register
 
 EVAL_EPISODES = 10
 #: Evaluations within the budget of an environment that has no entry in BUDGETS
@@ -254,7 +254,8 @@ def _exit_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from sb3_pg.cli import main
+    from rl_zoo3.train import train
 
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    main(["train", *sys.argv[1:]])
+    register()
+    train()

@@ -14,7 +14,7 @@ The last two draw the same actions from the same seed, up to rounding.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -31,19 +31,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-
-class Sample(NamedTuple):
-    """Actions of one vector step, as SB3's policies return them, ``(n_envs, *action_space.shape)``.
-
-    ``values`` and ``log_probs``, ``(n_envs,)``, are None unless the policy's own ``forward`` gave them.
-    """
-
-    actions: np.ndarray
-    values: th.Tensor | None = None
-    log_probs: th.Tensor | None = None
-
-
-Sampler = Callable[[Any], Sample]
+from sb3_pg.policies.kind import Sample, Sampler
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int, through_forward: bool = False) -> Sampler:
@@ -52,7 +40,7 @@ def make_sampler(policy: ActorCriticPolicy, n_envs: int, through_forward: bool =
     :param policy: the policy, in the mode it is to act in
     :param n_envs: observations a call
     :param through_forward: call ``policy.forward`` even if the policy does not override it
-    :return: a function from observations, ``(n_envs, …)`` or a dictionary of such, to a :class:`Sample`
+    :return: the sampler, to which the beginnings of episodes do not matter
     """
     if through_forward or overrides(policy, "forward", "__call__", *NOT_SHARED) or _is_altered(policy):
         return _forward_sampler(policy)
@@ -88,7 +76,7 @@ def _is_altered(module: nn.Module) -> bool:
 
 
 def _forward_sampler(policy: ActorCriticPolicy) -> Sampler:
-    def sample(obs: Any) -> Sample:
+    def sample(obs: Any, episode_starts: np.ndarray | None = None) -> Sample:
         with th.no_grad():
             actions, values, log_probs = policy(obs_as_tensor(obs, policy.device))
         return Sample(actions.cpu().numpy(), values, log_probs)
@@ -99,7 +87,7 @@ def _forward_sampler(policy: ActorCriticPolicy) -> Sampler:
 def _distribution_sampler(policy: ActorCriticPolicy) -> Sampler:
     shape = (-1, *policy.action_space.shape)  # type: ignore[misc]
 
-    def sample(obs: Any) -> Sample:
+    def sample(obs: Any, episode_starts: np.ndarray | None = None) -> Sample:
         with th.no_grad():
             actions = policy.get_distribution(obs_as_tensor(obs, policy.device)).get_actions()
         return Sample(actions.cpu().numpy().reshape(shape))
@@ -129,7 +117,7 @@ def _noise_sampler(policy: ActorCriticPolicy, n_envs: int, outputs: Outputs) -> 
     noise: Iterator[np.ndarray] = iter(())
     shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
 
-    def sample(obs: Any) -> Sample:
+    def sample(obs: Any, episode_starts: np.ndarray | None = None) -> Sample:
         nonlocal noise
         out = outputs(obs)
         step_noise = next(noise, None)

@@ -1,21 +1,21 @@
 """NaturalPG: the policy gradient, preconditioned by the Fisher information matrix."""
 
 from collections.abc import Callable
-from copy import copy
 from math import inf, sqrt
 from typing import Any
 
 import torch as th
 from sb3_contrib.common.utils import flat_grad
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_pg.buffers import take_obs
-from sb3_pg.policy_gradient import Batch, PolicyGradient, _check_integer, _check_number, _check_rate, _require_finite
-from sb3_pg.sampling import NOT_SHARED, overrides
+from sb3_pg import distributed
+from sb3_pg.algorithms.arguments import check_integer, check_number, check_rate
+from sb3_pg.algorithms.batch import Batch
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.finite import require_finite
 
 # A gradient (of standardised or raw weights) no longer than this is rounding error and has no direction
 _NO_GRADIENT = 1e-8
@@ -117,29 +117,25 @@ class NaturalPG(PolicyGradient):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        _check_rate("target_kl", self.target_kl)
-        _check_integer("cg_max_steps", self.cg_max_steps, 1)
-        _check_number("cg_damping", self.cg_damping, 0.0, inf)
-        _check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
+        check_rate("target_kl", self.target_kl)
+        check_integer("cg_max_steps", self.cg_max_steps, 1)
+        check_number("cg_damping", self.cg_damping, 0.0, inf)
+        check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if overrides(self.policy, "evaluate_actions", *NOT_SHARED):
-            raise ValueError(
-                f"NaturalPG needs the distribution that log π comes from, and {type(self.policy).__name__} overrides one of "
-                f"{', '.join(('evaluate_actions', *NOT_SHARED))}: use VanillaPG, or override _get_action_dist_from_latent."
-            )
+        self.kind.check_divergence()
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         self.target_kl_schedule = FloatSchedule(self.target_kl)
 
     def _step_policy(self, batch: Batch) -> dict[str, float]:
-        parameters = [p for p in self._actor_parameters() if p.grad is not None]
+        parameters = [p for p in self.kind.actor_parameters() if p.grad is not None]
         # Ascent on the objective is descent on the loss
         gradient = th.cat([-p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
         grad_norm = gradient.norm().item()
-        _require_finite("the policy's gradient", grad_norm)
+        require_finite("the policy's gradient", grad_norm)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         if not 0.0 <= target_kl < inf:
             raise ValueError(f"target_kl must not be negative or infinite, but its schedule returned {target_kl}.")
@@ -156,7 +152,7 @@ class NaturalPG(PolicyGradient):
         curvature = damped_curvature - self.cg_damping * direction.square().sum().item()
         curvature = max(curvature, _LEAST_SHARE * damped_curvature)
         step_size = sqrt(2.0 * target_kl / curvature) if curvature > 0.0 else 0.0
-        _require_finite("the natural gradient", step_size * direction.norm().item())
+        require_finite("the natural gradient", step_size * direction.norm().item())
         with th.no_grad():
             steps = th.split(step_size * direction, [p.numel() for p in parameters])
             for p, step in zip(parameters, steps, strict=True):
@@ -168,19 +164,14 @@ class NaturalPG(PolicyGradient):
 
         At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
         """
-        n = len(batch.weights)
-        # At random: every second step of a rollout in order of time may see one half of a two-phase environment only
-        some = th.randperm(n)[: -(-n // self.sub_sampling_factor)] if self.sub_sampling_factor > 1 else slice(None)
-        obs = take_obs(batch.observations, some)
-        with th.no_grad():
-            old = copy(self.policy.get_distribution(obs))
-        kl = kl_divergence(old, self.policy.get_distribution(obs))
-        # One divergence a dimension of the action where these are independent
-        grad_kl = flat_grad(kl.reshape(len(kl), -1).sum(dim=1).mean(), parameters, create_graph=True, retain_graph=True)
+        steps, n = batch.steps, len(batch.steps)
+        if self.sub_sampling_factor > 1:
+            steps = steps[self.kind.excerpt(steps, -(-n // self.sub_sampling_factor), shuffled=True)]
+        mean_kl = self.kind.kl_divergence(steps).sum() / distributed.total(len(steps))
+        grad_kl = flat_grad(mean_kl, parameters, create_graph=True, retain_graph=True)
 
         def fisher_product(vector: th.Tensor) -> th.Tensor:
-            product: th.Tensor = flat_grad(grad_kl @ vector, parameters, retain_graph=True)
-            return product
+            return distributed.total(flat_grad(grad_kl @ vector, parameters, retain_graph=True))
 
         return fisher_product
 

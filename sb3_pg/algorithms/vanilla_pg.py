@@ -7,7 +7,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pg.policy_gradient import PolicyGradient
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 
 class VanillaPG(PolicyGradient):

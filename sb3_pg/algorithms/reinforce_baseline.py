@@ -8,9 +8,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pg import estimators
-from sb3_pg.buffers import EpisodeRolloutBuffer, take_obs
-from sb3_pg.policy_gradient import PolicyGradient
+from sb3_pg import distributed, estimators
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
 # Share of the running mean, and of the optimal baseline's moments, that a rollout leaves in place
 _DECAY = 0.9
@@ -144,7 +144,7 @@ class ReinforceBaseline(PolicyGradient):
             weights -= estimators.episode_first(others, done_steps) if per_episode else others
         elif self.baseline == "running_mean":
             counted = mask & (rollout_buffer.timesteps == 0) if per_episode else mask
-            mean = float(weights[counted].mean())
+            mean = float(distributed.gather(weights[counted]).mean())
             weights -= self._running_mean or 0.0
             self._running_mean = estimators.update_running_mean(self._running_mean, mean, _DECAY)
         else:
@@ -160,21 +160,15 @@ class ReinforceBaseline(PolicyGradient):
 
     def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> estimators.Array:
         """Means over the episodes in use of ⟨g(τ), s(τ)⟩ and ‖s(τ)‖², ``(2,)``; one episode in memory at a time."""
-        moments = []
+        kind, moments = self.kind, []
         for env, rows in rollout_buffer.episodes(done_steps):
-            gradient, score = self._episode_gradients(rollout_buffer, env, rows)
+            # g(τ) = Σ ∇log π · Ψ and s(τ) = Σ ∇log π
+            factors = np.ones(rows.stop - rows.start)
+            if self.discounted_state_distribution:
+                factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
+            step_weights = np.stack([factors * rollout_buffer.advantages[rows, env], factors])
+            gradient, score = kind.sum_scores(kind.episode_steps(rollout_buffer, env, rows), step_weights)
             moments.append(estimators.optimal_baseline_moments(gradient[None], score[None]))
         with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
-            first = take_obs(rollout_buffer.observations, (slice(1), 0)), rollout_buffer.actions[:1, 0]
-            self._evaluate_actions(*self._to_tensors(*first))
-        return np.asarray(np.mean(moments, axis=0))
-
-    def _episode_gradients(self, rollout_buffer: EpisodeRolloutBuffer, env: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """g(τ) = Σ ∇log π · Ψ and s(τ) = Σ ∇log π of the episode in these rows, ``(n_parameters,)`` each."""
-        observations, actions = take_obs(rollout_buffer.observations, (rows, env)), rollout_buffer.actions[rows, env]
-        factors = np.ones(len(actions))
-        if self.discounted_state_distribution:
-            factors = estimators.discount_factors(rollout_buffer.timesteps[rows, env], self.gamma)
-        step_weights = np.stack([factors * rollout_buffer.advantages[rows, env], factors])
-        gradient, score = self._sum_scores(observations, actions, step_weights)
-        return gradient, score
+            kind.log_prob_and_entropy(kind.episode_steps(rollout_buffer, 0, slice(1)))
+        return np.asarray(distributed.gather(np.array(moments)).mean(axis=0))

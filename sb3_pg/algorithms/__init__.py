@@ -1,0 +1,1 @@
+"""The algorithms: one ``train``, and what each class puts in its place."""

@@ -1,0 +1,114 @@
+"""Checks of the constructors' arguments: ``TypeError`` or ``ValueError`` in one sentence that says what to do."""
+
+from math import inf, isfinite
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+from sb3_pg.policies import check_policy_class
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+
+if TYPE_CHECKING:
+    from sb3_pg.algorithms.policy_gradient import PolicyGradient
+    from sb3_pg.rollouts.collect import RolloutAlgorithm
+
+
+def check_arguments(model: "PolicyGradient") -> None:
+    """Check what all algorithms take.
+
+    :raises TypeError: if an argument is of the wrong type
+    :raises ValueError: if an argument is out of range or does not go with another
+    """
+    check_policy_class(model.policy_class)
+    if model.weights not in ("return", "reward_to_go", "gae"):
+        raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {model.weights!r}.')
+    for name in ("n_steps", "batch_size"):
+        check_integer(name, getattr(model, name), 1)
+    check_integer("n_critic_updates", model.n_critic_updates, 0)
+    if model.n_episodes is not None:
+        check_integer("n_episodes", model.n_episodes, 1, " (None for rollouts of n_steps)")
+    check_integer("sde_sample_freq", model.sde_sample_freq, -1)
+    for name in ("discounted_state_distribution", "normalize_advantage"):
+        if not isinstance(getattr(model, name), bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, not {getattr(model, name)!r}.")
+    for name in ("gamma", "gae_lambda"):
+        check_number(name, getattr(model, name), 0.0, 1.0)
+    check_number("ent_coef", model.ent_coef, -inf, inf)
+    if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):
+        raise ValueError(f"max_grad_norm must be positive, or None for no clipping, not {model.max_grad_norm!r}.")
+    check_rate("learning_rate", model.learning_rate)
+    if model.critic_learning_rate is not None:
+        check_rate("critic_learning_rate", model.critic_learning_rate)
+    if model.weights == "return" and model.discounted_state_distribution:
+        raise ValueError(
+            'weights="return" takes no γ^t: R(τ) is already discounted, and R(τ)·γ^t is biased. '
+            'Use weights="reward_to_go" with discounted_state_distribution=True.'
+        )
+    _check_buffer_class(model)
+
+
+def _check_buffer_class(model: "PolicyGradient") -> None:
+    buffer_class = model.rollout_buffer_class
+    if buffer_class is None:
+        return
+    if not (isinstance(buffer_class, type) and issubclass(buffer_class, RolloutBuffer)):
+        raise TypeError(f"rollout_buffer_class must be a subclass of SB3's RolloutBuffer, not {buffer_class!r}.")
+    if isinstance(model.observation_space, spaces.Dict) and not issubclass(buffer_class, DictRolloutBuffer):
+        raise ValueError(
+            f"rollout_buffer_class must be a subclass of SB3's DictRolloutBuffer for dictionary observations, such as "
+            f"sb3_pg.buffers.EpisodeDictRolloutBuffer, not {buffer_class.__name__}."
+        )
+    needs_episodes = model.whole_episodes or model.discounted_state_distribution
+    if needs_episodes and not issubclass(buffer_class, EpisodeRolloutBuffer):
+        raise ValueError(
+            f"{buffer_class.__name__} holds rollouts of n_steps and does not know where episodes begin: for whole "
+            "episodes or discounted_state_distribution=True, rollout_buffer_class must be a subclass of "
+            "sb3_pg.buffers.EpisodeRolloutBuffer."
+        )
+
+
+def check_env(model: "RolloutAlgorithm") -> None:
+    """Refuse environments that cannot be trained on; a model that is loaded may still be evaluated there.
+
+    :raises ValueError: if whole episodes are wanted and the environment's reset does not begin one
+    """
+    if not model.whole_episodes or model.env is None:
+        return
+    try:
+        goes_on = bool(np.any(model.env.env_is_wrapped(EpisodicLifeEnv)))
+    except (AttributeError, NotImplementedError):  # not every vector environment knows its wrappers
+        goes_on = False
+    if goes_on:
+        raise ValueError(
+            "Rollouts of whole episodes begin with a reset, and EpisodicLifeEnv goes on with the life in progress "
+            'instead: use VanillaPG(weights="gae", n_episodes=None), or make the environments with '
+            "terminal_on_life_loss=False."
+        )
+
+
+def check_integer(name: str, value: Any, minimum: int, hint: str = "") -> None:
+    """Refuse what is no integer of at least ``minimum``; ``hint`` is added to the name."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer{hint}, not {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}{hint}, not {value}.")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Refuse what is no finite number in [``low``, ``high``]."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}.")
+    if not (low <= float(value) <= high and isfinite(value)):
+        raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], not {value!r}.")
+
+
+def check_rate(name: str, value: Any) -> None:
+    """Refuse what is neither a schedule nor a finite number of at least 0."""
+    if not callable(value):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
+        check_number(name, value, 0.0, inf)

@@ -1,0 +1,71 @@
+"""What a user is told when a command fails."""
+
+import difflib
+import inspect
+import re
+import sys
+import traceback
+
+_LOADING = ("enjoy", "record_video", "estimators")
+# Hyperparameters of A2C and PPO, and what there is in their place
+_ELSEWHERE = {
+    "vf_coef": "the critic has an optimizer of its own, with critic_learning_rate.",
+    "n_epochs": "there is one policy step a rollout; the critic's passes are n_critic_updates.",
+    "clip_range": "one step on fresh data needs no clipping.",
+    "clip_range_vf": "one step on fresh data needs no clipping.",
+    "use_rms_prop": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…)".',
+    "rms_prop_eps": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…, optimizer_kwargs=…)".',
+}
+
+
+def explain(error: Exception, command: str) -> str:
+    """One line that says what is wrong and what to do.
+
+    :param error: what the command raised
+    :param command: its name
+    :return: the line
+    """
+    message = " ".join(str(error).split())
+    # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")
+    if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
+        return "rl-zoo3 is missing: pip install 'sb3-pg[zoo]'"
+    if of_settings and isinstance(error, NameError | SyntaxError):
+        return (
+            f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
+            "-params weights:\"'reward_to_go'\""
+        )
+    if "Record does not exist" in message:
+        return "the storage has no such study: check --study-name and --storage"
+    if command == "train" and isinstance(error, IndexError) and "--trial-id" in sys.argv:
+        return "the study has no such trial: check --trial-id"
+    if of_settings and isinstance(error, KeyError):
+        return f"{message} is missing from the hyperparameters"
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if unexpected:
+        return _explain_hyperparameter(*unexpected.groups())
+    if command in _LOADING and re.search(r"No model found|folder was not found", message):
+        return (
+            f"{message}. Train an agent first (sb3-pg train), or say where it is with -f FOLDER and --exp-id NUMBER: the "
+            "latest run may be a search or one that ended early."
+        )
+    if command == "plot_from_file" and "empty sequence" in message:
+        return "an algorithm has fewer than two complete runs in every environment (see -min of all_plots)"
+    if isinstance(error, ValueError | TypeError | AssertionError) and message:
+        return message
+    return f"{type(error).__name__}: {message}"
+
+
+def _explain_hyperparameter(class_name: str, name: str) -> str:
+    from rl_zoo3.utils import ALGOS
+
+    for algorithm in ALGOS.values():
+        if algorithm.__name__ == class_name:
+            known = list(inspect.signature(algorithm).parameters)
+            if name in _ELSEWHERE:
+                return f"{class_name} has no hyperparameter {name!r}: {_ELSEWHERE[name]}"
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known[2:-1])}."
+            return f"{class_name} has no hyperparameter {name!r}: {hint}"
+    return f"{class_name} does not take {name!r}"

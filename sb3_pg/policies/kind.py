@@ -1,0 +1,209 @@
+"""The seam between the algorithms and the policies: all that a rollout, an update or a diagnosis may ask of a policy."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.policies.steps import Rows, Steps, map_obs, take_obs
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+
+# Steps in one pass through the networks: what bounds the memory of an update, whatever the length of the rollout
+CHUNK_SIZE = 1024
+
+
+class Sample(NamedTuple):
+    """What a policy does at one vector step.
+
+    ``actions`` are as SB3's policies return them, ``(n_envs, *action_space.shape)``. ``values`` and ``log_probs``,
+    ``(n_envs,)``, are None unless acting gave them anyway. ``context`` is what scoring the step will need beside the
+    observation, ``(n_envs, …)`` each: the buffer keeps it and hands it back in :attr:`Steps.context`.
+    """
+
+    actions: np.ndarray
+    values: th.Tensor | None = None
+    log_probs: th.Tensor | None = None
+    context: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+#: From observations, ``(n_envs, …)`` or a dictionary of such, and whether they begin an episode, ``(n_envs,)``
+Sampler = Callable[[Any, np.ndarray], Sample]
+
+
+class PolicyKind(ABC):
+    """A policy as the algorithms see it. One subclass for each kind of policy; :func:`sb3_pg.policies.make_kind` chooses.
+
+    Acting is :meth:`make_sampler`; scoring what was done is everything that takes :class:`Steps`. A kind says which steps
+    may be scored together (:meth:`chunks`, :meth:`minibatches`, :meth:`excerpt`): of a policy with memory whole segments, of
+    one without any rows.
+
+    :param policy: SB3's policy, whose parameters the kind divides into the actor's and the critic's
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        self.policy = policy
+        self._critic_parameters = self._find_critic_parameters()
+
+    # Acting
+
+    @abstractmethod
+    def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
+        """What draws the actions of one rollout, of the policy in the mode it is to act in.
+
+        :param env: the environments, for what the policy is shown beside their observations
+        :param through_forward: take values and log-probabilities at every step, which SB3's buffers want
+        :return: the sampler
+        """
+
+    # Scoring
+
+    @abstractmethod
+    def log_prob_and_entropy(self, steps: Steps) -> tuple[th.Tensor, th.Tensor]:
+        """log π(a∣s) and the entropy, or an estimate of it where there is no closed form, with their graph, ``(n,)`` each."""
+
+    @abstractmethod
+    def values(self, steps: Steps) -> th.Tensor:
+        """V, with its graph, ``(n,)``."""
+
+    @abstractmethod
+    def kl_divergence(self, steps: Steps) -> th.Tensor:
+        """KL(π_old ∥ π) for π_old = π held fixed, ``(n,)``: 0, with a Hessian that is the Fisher matrix of each state."""
+
+    def check_divergence(self) -> None:  # noqa: B027 - most kinds serve every policy
+        """Refuse policies that :meth:`kl_divergence` cannot serve.
+
+        :raises ValueError: if the policy hides the distribution that its log-probabilities come from
+        """
+
+    @abstractmethod
+    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool) -> None:
+        """Write the log-probabilities, and the values if wanted, of a rollout that has just been played into its buffer."""
+
+    @abstractmethod
+    def bootstrap_values(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:
+        """V of the observations that followed these steps of the rollout that has just been played, on the CPU, ``(n,)``.
+
+        :param buffer: the rollout
+        :param steps: rows of the buffer, ``(n,)``
+        :param envs: columns of the buffer, ``(n,)``
+        :param observations: ``(n, …)`` or a dictionary of such
+        """
+
+    def sum_scores(
+        self, steps: Steps, weights: np.ndarray, compress: Callable[[th.Tensor], th.Tensor] = lambda gradient: gradient
+    ) -> np.ndarray:
+        """Σ ∇log π(a∣s) · weight over the actor's parameters, one chunk of the steps in memory at a time.
+
+        :param steps: of an episode
+        :param weights: ``(n_sums, n)``
+        :param compress: a linear function of ``(n_parameters,)``, applied to every sum
+        :return: ``(n_sums, n_parameters)``, or as long as ``compress`` makes it
+        """
+        parameters = self.actor_parameters()
+        sums: Any = 0.0
+        for chunk in self.chunks(steps):
+            log_prob, _ = self.log_prob_and_entropy(steps[chunk])
+            rows = []
+            for psi in th.as_tensor(weights[:, chunk]).to(log_prob):
+                parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
+                rows.append(compress(th.cat([part.flatten() for part in parts])))
+            sums = sums + th.stack(rows).cpu().numpy()
+        return np.asarray(sums)
+
+    # Dividing
+
+    @abstractmethod
+    def chunks(self, steps: Steps) -> Iterable[Rows]:
+        """All rows, in parts that bound the memory of a pass."""
+
+    @abstractmethod
+    def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:
+        """All rows, in parts of about equal size and at most ``size``, in random order."""
+
+    @abstractmethod
+    def excerpt(self, steps: Steps, size: int, shuffled: bool = False) -> Rows:
+        """About ``size`` rows from all over the rollout, evenly spaced or at random."""
+
+    # Steps and parameters
+
+    def to_steps(self, observations: Any, actions: Any, context: dict[str, Any]) -> Steps:
+        """Rows of a buffer, ``(n, …)`` each, as the policy takes them.
+
+        :param observations: arrays or tensors
+        :param actions: ``(n, action_dim)``
+        :param context: what :class:`Sample` gave at these steps
+        """
+
+        def to_tensor(x: Any) -> th.Tensor:
+            return th.as_tensor(x, device=self.policy.device)
+
+        as_policy_takes = self._as_policy_actions(to_tensor(actions).float())
+        return Steps(map_obs(to_tensor, observations), as_policy_takes, map_obs(to_tensor, context))
+
+    def episode_steps(self, buffer: "EpisodeRolloutBuffer", env: int, rows: slice) -> Steps:
+        """The steps of one episode of a rollout: rows of a column of its buffer."""
+        observations, context = (take_obs(x, (rows, env)) for x in (buffer.observations, buffer.context))
+        return self.to_steps(observations, buffer.actions[rows, env], context)
+
+    def _as_policy_actions(self, actions: th.Tensor) -> th.Tensor:
+        """Actions of a buffer, ``(n, action_dim)`` floats, as the policy's distribution takes them."""
+        return actions.long().flatten() if isinstance(self.policy.action_space, spaces.Discrete) else actions
+
+    def _zero_actions(self, n: int) -> th.Tensor:
+        """Some actions, as the policy takes them, for where a policy wants any."""
+        actions = th.zeros((n, *self.policy.action_space.shape), device=self.policy.device)  # type: ignore[misc]
+        return self._as_policy_actions(actions.reshape(n, -1))
+
+    def critic_parameters(self, trainable: bool = True) -> list[th.nn.Parameter]:
+        """Parameters that V(s) depends on and log π(a∣s) does not: those a shared features extractor has are the actor's.
+
+        :param trainable: without those the user has frozen
+        """
+        return [p for p in self._critic_parameters if p.requires_grad or not trainable]
+
+    def actor_parameters(self) -> list[th.nn.Parameter]:
+        """All other parameters of the policy that may be trained."""
+        critic = {id(p) for p in self._critic_parameters}
+        return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in critic]
+
+    @abstractmethod
+    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """V and log π of one observation of zeros, with their graph."""
+
+    def _find_critic_parameters(self) -> list[th.nn.Parameter]:
+        policy, space = self.policy, self.policy.observation_space
+        policy.set_training_mode(False)  # batch norm refuses a single sample in train mode
+        zeros = (
+            {key: np.zeros((1, *part.shape), part.dtype) for key, part in space.spaces.items()}  # type: ignore[misc]
+            if isinstance(space, spaces.Dict)
+            else np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
+        )
+        obs, actions = map_obs(lambda x: th.as_tensor(x, device=policy.device), zeros), self._zero_actions(1)
+        parameters = list(policy.parameters())
+        frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
+        for p in frozen:
+            p.requires_grad_(True)
+        # Zeros may lie outside the observation space, where a policy may be NaN: what depends on what shows all the same
+        validates = th.distributions.Distribution._validate_args
+        th.distributions.Distribution.set_default_validate_args(False)
+        try:
+            values, log_prob = self._evaluate_zeros(obs, actions)
+            of_actor = th.autograd.grad(log_prob.sum(), parameters, retain_graph=True, allow_unused=True)
+            of_critic = th.autograd.grad(values.sum(), parameters, allow_unused=True) if values.requires_grad else ()
+            with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
+                self._evaluate_zeros(obs, actions)
+        finally:
+            th.distributions.Distribution.set_default_validate_args(validates)
+            for p in frozen:
+                p.requires_grad_(False)
+        return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905

@@ -1,0 +1,234 @@
+"""The only rollout loop of the package: whole episodes without bias, or cut rollouts, in SB3's vector environments."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.finite import require_finite_rows
+from sb3_pg.policies import PolicyKind, make_kind
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+from sb3_pg.rollouts.episodes import EpisodeSelection
+
+
+class RolloutAlgorithm(OnPolicyAlgorithm):
+    """SB3's on-policy algorithm, with rollouts that may consist of whole episodes.
+
+    A subclass says what it plays and evaluates, and what it makes of it (:meth:`_finish_rollout`).
+    """
+
+    #: Steps within which an episode has to end where whole episodes are collected
+    MAX_EPISODE_STEPS: ClassVar[int] = 100_000
+
+    #: Whole episodes an environment plays in a rollout; None for ``n_steps``
+    n_episodes: int | None
+    #: Steps since the start of the episode in progress, ``(n_envs,)``
+    _episode_timesteps: np.ndarray
+    _kind: PolicyKind | None = None
+
+    @property
+    @abstractmethod
+    def whole_episodes(self) -> bool:
+        """Whether rollouts consist of whole episodes. If not, they are cut after ``n_steps``."""
+
+    @property
+    @abstractmethod
+    def uses_critic(self) -> bool:
+        """Whether V of the steps is wanted."""
+
+    @property
+    @abstractmethod
+    def bootstraps(self) -> bool:
+        """Whether V of what follows a cut or truncated episode is wanted."""
+
+    @abstractmethod
+    def _finish_rollout(
+        self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray
+    ) -> None:
+        """Make of a rollout what it was played for. Values and log-probabilities are in the buffer.
+
+        :param rollout_buffer: the rollout
+        :param last_values: V of the observations behind the last step, ``(n_envs,)``; 0 where none is wanted
+        :param terminal_values: V of the terminal observation where an episode was truncated, 0 elsewhere,
+            ``(n_steps, n_envs)``
+        :param dones: whether the last step ended an episode, ``(n_envs,)``
+        """
+
+    @property
+    def kind(self) -> PolicyKind:
+        """The policy as the algorithms see it. A policy that the user has put in the place of the old one is seen at once."""
+        if self._kind is None or self._kind.policy is not self.policy:
+            self._kind = make_kind(self.policy)
+        return self._kind
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_kind"]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with steps of the current policy, their weights and the critic's targets.
+
+        Cut rollouts are ``n_rollout_steps`` long. Whole-episode rollouts start at episode starts and last until every
+        environment has finished its ``n_episodes`` episodes or, without that, every episode that began within
+        ``n_rollout_steps``; what the environments play meanwhile is marked as not in use. Which episodes count is thus
+        settled before they are played: taking the first to finish would favour short ones, and so would dropping those
+        that straddle the end.
+
+        :param env: the training environments
+        :param callback: called at every step, at the beginning and at the end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: steps an environment
+        :return: False if the callback stopped training; the rollout is then incomplete
+        :raises RuntimeError: if no episode ends within ``MAX_EPISODE_STEPS`` where whole ones are collected
+        :raises ValueError: if a reward or an observation is not finite
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+        if self.whole_episodes:
+            self._start_episodes(env)
+        rollout_buffer.reset()
+        own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        timesteps = self._continue_timesteps(env.num_envs)
+        selection = EpisodeSelection(
+            env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes, self.MAX_EPISODE_STEPS
+        )
+        truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
+        # SB3 makes a callback of no callback: nobody reads its locals
+        listening = not (type(callback) is ConvertCallback and callback.callback is None)
+        n_steps = 0
+        collecting = True
+
+        callback.on_rollout_start()
+        # After the callback, which may change the policy. SB3's buffers take values and log-probabilities step by step
+        sample = self.kind.make_sampler(env, through_forward=not own_buffer)
+
+        while collecting:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+
+            try:
+                actions, values, log_probs, context = sample(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
+            except ValueError:
+                # torch refuses to build a distribution from NaN; say where the NaN came from
+                require_finite_rows("observation", self._last_obs, n_steps)
+                raise
+
+            clipped_actions = actions
+            if isinstance(self.action_space, spaces.Box):
+                if self.policy.squash_output:
+                    # Unscale from [-1, 1] to the bounds of the action space
+                    clipped_actions = self.policy.unscale_action(actions)
+                else:
+                    # Samples of an unbounded Gaussian; the log-probability is that of the unclipped action
+                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            dones = np.asarray(dones, dtype=bool)
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            if listening:
+                callback.update_locals(locals())
+            if listening and not callback.on_step():
+                # A later learn() goes on from here
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                self._episode_timesteps = np.where(dones, 0, timesteps + 1)
+                return False
+
+            in_use = selection.in_use
+            if selection.all_in_use:
+                self._update_info_buffer(infos, dones)
+            else:
+                # Surplus episodes that happen to finish are short ones: they would bias the mean return
+                self._update_info_buffer([infos[idx] for idx in np.flatnonzero(in_use)], dones[in_use])
+
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions.reshape(env.num_envs, -1),
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,  # type: ignore[arg-type]
+                log_probs,  # type: ignore[arg-type]
+                **({"timestep": timesteps, "mask": in_use, "context": context} if own_buffer else {}),
+            )
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+            timesteps += 1
+            if np.count_nonzero(dones):
+                timesteps[dones] = 0
+                for idx in np.flatnonzero(dones & in_use):
+                    terminal_obs = infos[idx].get("terminal_observation")
+                    if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                        truncated.append((n_steps, int(idx), terminal_obs))
+            n_steps += 1
+
+            collecting = selection.step(dones)
+
+        self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _start_episodes(self, env: VecEnv) -> None:
+        """Reset the environments unless all of them are at the start of an episode."""
+        if np.all(self._last_episode_starts):  # type: ignore[arg-type]
+            return
+        try:
+            self._last_obs = env.reset()  # type: ignore[assignment]
+        except (RuntimeError, EOFError, OSError) as error:  # the latter two: a subprocess that raised
+            raise RuntimeError(
+                f"The environments could not be reset between two rollouts ({error}). Rollouts of whole episodes abandon "
+                "the surplus episodes: a Monitor has to be made with allow_early_resets=True."
+            ) from error
+        self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+
+    def _continue_timesteps(self, n_envs: int) -> np.ndarray:
+        """Steps since the start of the episodes in progress, ``(n_envs,)``; updated in place as the rollout goes on."""
+        starts = np.asarray(self._last_episode_starts)
+        fresh = np.zeros(n_envs, dtype=np.int64)
+        self._episode_timesteps = fresh if starts.all() else np.where(starts, fresh, self._episode_timesteps)
+        return self._episode_timesteps
+
+    def _evaluate_rollout(
+        self, rollout_buffer: RolloutBuffer, dones: np.ndarray, truncated: list[tuple[int, int, Any]], evaluated: bool
+    ) -> None:
+        """Fill what the steps left open: values, log-probabilities, V of what follows the ends."""
+        if isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            rollout_buffer.trim()
+        require_finite_rows("reward", rollout_buffer.rewards)
+        if self.policy.features_extractor_class in (FlattenExtractor, NatureCNN, CombinedExtractor):
+            # The user's own may know what to do with NaN
+            require_finite_rows("observation", rollout_buffer.observations)
+            for step, env, terminal_obs in truncated:
+                require_finite_rows("terminal observation", _stack_obs([terminal_obs]), step, env)
+        if not evaluated:
+            assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
+            self.kind.fill(rollout_buffer, with_values=self.uses_critic)
+        n_envs = len(dones)
+        last_values, terminal_values = th.zeros(n_envs), np.zeros_like(rollout_buffer.rewards)
+        if self.bootstraps and not self.whole_episodes:
+            last_steps = np.full(n_envs, len(rollout_buffer.rewards) - 1)
+            last_values = self.kind.bootstrap_values(rollout_buffer, last_steps, np.arange(n_envs), self._last_obs)
+        if self.bootstraps and truncated:
+            steps, envs = (np.array([end[i] for end in truncated]) for i in (0, 1))
+            observations = _stack_obs([terminal_obs for _, _, terminal_obs in truncated])
+            terminal_values[steps, envs] = self.kind.bootstrap_values(rollout_buffer, steps, envs, observations)
+        self._finish_rollout(rollout_buffer, last_values, terminal_values, dones)
+
+
+def _stack_obs(observations: list[Any]) -> Any:
+    """Single observations to a batch, ``(n, …)`` or a dictionary of such."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+    return np.stack(observations)
