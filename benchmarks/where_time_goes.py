@@ -8,7 +8,6 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-import sb3_pg.policy_gradient
 from sb3_pg import VanillaPG
 
 ENVS = [("CartPole-v1", 1), ("CartPole-v1", 8), ("Pendulum-v1", 8), ("HalfCheetah-v5", 8)]
@@ -35,16 +34,15 @@ def profile(env_id: str, n_envs: int, n_rollouts: int = 60) -> None:
     model.learn(3 * model.n_steps * n_envs)  # warm up
     env.step = timed("environment", env.step)
     model.rollout_buffer.add = timed("buffer", model.rollout_buffer.add)
-    model._end_rollout = timed("values, log-probabilities, weights", model._end_rollout)
+    model._evaluate_rollout = timed("values, log-probabilities, weights", model._evaluate_rollout)
     model._update_policy = timed("policy step", model._update_policy)
     model._update_critic = timed("critic", model._update_critic)
-    make_sampler = sb3_pg.policy_gradient.make_sampler
-    sb3_pg.policy_gradient.make_sampler = lambda *args, **kwargs: timed("actions", make_sampler(*args, **kwargs))
+    make_sampler = model.kind.make_sampler
+    model.kind.make_sampler = lambda *args, **kwargs: timed("actions", make_sampler(*args, **kwargs))
     seconds.clear()
     start = time.perf_counter()
     model.learn(n_rollouts * model.n_steps * n_envs)
     total = time.perf_counter() - start
-    sb3_pg.policy_gradient.make_sampler = make_sampler
     rest = total - sum(seconds.values())
     names = ["environment", "actions", "buffer", "values, log-probabilities, weights", "policy step", "critic"]
     cells = [f"{1e6 * x / n_rollouts / model.n_steps:.0f}" for x in [*(seconds[name] for name in names), rest, total]]

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from sb3_pg import estimators
 from sb3_pg.algorithms.arguments import check_env
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
-from sb3_pg.policies import check_policy_class
+from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 from sb3_pg.rollouts.player import EpisodePlayer
 
@@ -100,7 +100,8 @@ def gradient_diagnostics(
             groups = _group(episodes, max(2, round(rollout_episodes)), buffer)
             to_go = estimators.reward_to_go(buffer.rewards, player.done_steps, player.gamma)
             weights = _weights(player, buffer, to_go, groups, gae_lambdas, discounted_state_distribution)
-            gradients = _episode_gradients(player, buffer, episodes, weights, on_progress)
+            with player.kind.computing():
+                gradients = _episode_gradients(player, buffer, episodes, weights, on_progress)
         finally:
             model.policy.set_training_mode(mode)
             np.random.set_state(numpy_state)
@@ -145,11 +146,11 @@ def recommend(table: pd.DataFrame) -> str:
 
 def _check(model: Any, env: GymEnv | None, n_episodes: int, gae_lambdas: Sequence[float]) -> VecEnv:
     try:
-        check_policy_class(type(getattr(model, "policy", None)))
+        find_kind(type(getattr(model, "policy", None)))
     except TypeError as error:
         raise TypeError(
-            "The diagnostics need a model with a stochastic actor-critic policy without memory (VanillaPG, ReinforceBaseline, "
-            f"NaturalPG, A2C, PPO), not {type(model).__name__}."
+            "The diagnostics need a model with a stochastic actor-critic policy (VanillaPG, ReinforceBaseline, NaturalPG, "
+            f"A2C, PPO, RecurrentPPO, MaskablePPO), not {type(model).__name__}."
         ) from error
     if env is None and model.get_env() is None:
         raise ValueError("The model has no environment: pass env, or set it with model.set_env.")

@@ -1,8 +1,8 @@
 """The seam between the processes of a training: every sum over a rollout goes through here.
 
-A rollout is that of all processes (*ranks*) together. Whatever is a statistic of it is summed or gathered over them: gradients,
-the mean and deviation of the weights, the moments of the baselines, Fisher products, counts, metrics. There is one process for
-now, and these functions are the identity.
+A rollout is that of all processes (*ranks*) together. Whatever is a statistic of it is summed or gathered over them:
+gradients, the mean and deviation of the weights, the moments of the baselines, Fisher products, counts, metrics. There is one
+process for now, and these functions are the identity.
 """
 
 from collections.abc import Iterable

@@ -1,11 +1,11 @@
 """Every example and every Python snippet of the README runs."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_process
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = {
@@ -24,7 +24,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    result = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    result = run_process([sys.executable, *arguments], cwd=folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

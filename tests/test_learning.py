@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
-from sb3_pg.policy_gradient import PolicyGradient
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 
 @pytest.mark.parametrize(

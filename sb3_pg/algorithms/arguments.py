@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.policies import check_policy_class
+from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def check_arguments(model: "PolicyGradient") -> None:
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range or does not go with another
     """
-    check_policy_class(model.policy_class)
+    find_kind(model.policy_class)
     if model.weights not in ("return", "reward_to_go", "gae"):
         raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {model.weights!r}.')
     for name in ("n_steps", "batch_size"):
@@ -62,6 +62,11 @@ def _check_buffer_class(model: "PolicyGradient") -> None:
             f"rollout_buffer_class must be a subclass of SB3's DictRolloutBuffer for dictionary observations, such as "
             f"sb3_pg.buffers.EpisodeDictRolloutBuffer, not {buffer_class.__name__}."
         )
+    if find_kind(model.policy_class).has_context and not issubclass(buffer_class, EpisodeRolloutBuffer):
+        raise ValueError(
+            f"{buffer_class.__name__} does not keep what {model.policy_class.__name__} needs beside the observations: "
+            "rollout_buffer_class must be a subclass of sb3_pg.buffers.EpisodeRolloutBuffer."
+        )
     needs_episodes = model.whole_episodes or model.discounted_state_distribution
     if needs_episodes and not issubclass(buffer_class, EpisodeRolloutBuffer):
         raise ValueError(
@@ -74,9 +79,12 @@ def _check_buffer_class(model: "PolicyGradient") -> None:
 def check_env(model: "RolloutAlgorithm") -> None:
     """Refuse environments that cannot be trained on; a model that is loaded may still be evaluated there.
 
-    :raises ValueError: if whole episodes are wanted and the environment's reset does not begin one
+    :raises ValueError: if they lack what the policy is shown, or whole episodes are wanted and a reset does not begin one
     """
-    if not model.whole_episodes or model.env is None:
+    if model.env is None:
+        return
+    model.kind.check_env(model.env)
+    if not model.whole_episodes:
         return
     try:
         goes_on = bool(np.any(model.env.env_is_wrapped(EpisodicLifeEnv)))

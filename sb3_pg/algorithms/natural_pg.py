@@ -87,33 +87,14 @@ class NaturalPG(PolicyGradient):
         self.cg_damping = cg_damping
         self.sub_sampling_factor = sub_sampling_factor
         super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            gamma=gamma,
-            weights=weights,
-            gae_lambda=gae_lambda,
-            discounted_state_distribution=discounted_state_distribution,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            max_grad_norm=None,
-            critic_learning_rate=None,
-            n_critic_updates=n_critic_updates,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+            policy, env, learning_rate=learning_rate, n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size,
+            gamma=gamma, weights=weights, gae_lambda=gae_lambda,
+            discounted_state_distribution=discounted_state_distribution, normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef, max_grad_norm=None, critic_learning_rate=None, n_critic_updates=n_critic_updates,
+            use_sde=use_sde, sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device, _init_setup_model=_init_setup_model,
+        )  # fmt: skip
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

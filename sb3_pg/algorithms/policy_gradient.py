@@ -5,6 +5,16 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticCnnPolicy,
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -16,6 +26,11 @@ from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic, fuse
 from sb3_pg.finite import require_finite, require_finite_rows
 from sb3_pg.losses import score_function_loss
+from sb3_pg.policies import (
+    MaskableRecurrentActorCriticPolicy,
+    MaskableRecurrentMultiInputActorCriticPolicy,
+    find_kind,
+)
 from sb3_pg.policies.kind import CHUNK_SIZE
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
@@ -37,6 +52,14 @@ class PolicyGradient(RolloutAlgorithm):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
+        "MlpLstmPolicy": RecurrentActorCriticPolicy,
+        "CnnLstmPolicy": RecurrentActorCriticCnnPolicy,
+        "MultiInputLstmPolicy": RecurrentMultiInputActorCriticPolicy,
+        "MaskableMlpPolicy": MaskableActorCriticPolicy,
+        "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
+        "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
+        "MaskableMlpLstmPolicy": MaskableRecurrentActorCriticPolicy,
+        "MaskableMultiInputLstmPolicy": MaskableRecurrentMultiInputActorCriticPolicy,
     }
     critic_optimizer: th.optim.Optimizer
 
@@ -44,53 +67,24 @@ class PolicyGradient(RolloutAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule,
-        n_steps: int,
+        *,
         n_episodes: int | None,
         batch_size: int,
-        gamma: float,
         weights: str,
-        gae_lambda: float,
         discounted_state_distribution: bool,
         normalize_advantage: bool,
-        ent_coef: float,
-        max_grad_norm: float | None,
         critic_learning_rate: float | Schedule | None,
         n_critic_updates: int,
-        use_sde: bool,
-        sde_sample_freq: int,
-        rollout_buffer_class: type[RolloutBuffer] | None,
-        rollout_buffer_kwargs: dict[str, Any] | None,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: th.device | str,
         _init_setup_model: bool,
+        **of_sb3: Any,
     ):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
             vf_coef=0.0,  # the critic has its own optimizer
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
+            **of_sb3,
         )
         self.n_episodes = n_episodes
         self.batch_size = batch_size
@@ -152,7 +146,18 @@ class PolicyGradient(RolloutAlgorithm):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
-        super()._setup_model()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps, self.observation_space, self.action_space, device=self.device, gamma=self.gamma,
+            gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
+        )  # fmt: skip
+        kind = find_kind(self.policy_class)
+        policy = kind.make_policy(
+            self.policy_class, self.observation_space, self.action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
+        )
+        self.policy = policy.to(self.device)
+        self._maybe_recommend_cpu()
         fuse(self.policy.optimizer)
         self._setup_critic_optimizer()
 
@@ -201,10 +206,11 @@ class PolicyGradient(RolloutAlgorithm):
 
     def train(self) -> None:
         """One policy step on the rollout, then the critic's fit."""
-        batch = make_batch(self)
-        metrics = self._update_policy(batch)
-        if self.uses_critic:
-            metrics |= self._update_critic(batch)
+        with self.kind.computing():
+            batch = make_batch(self)
+            metrics = self._update_policy(batch)
+            if self.uses_critic:
+                metrics |= self._update_critic(batch)
         self._n_updates += 1
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -276,6 +282,28 @@ class PolicyGradient(RolloutAlgorithm):
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # Whole episodes overshoot total_timesteps, where a linear schedule would turn negative and the step into an ascent
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions of the policy for observations.
+
+        :param observation: a single one, or ``(n, …)``, or a dictionary of such
+        :param state: memory that the last call returned; None at the beginning and for policies without memory
+        :param episode_start: whether an observation begins an episode, which clears its memory, ``(n,)``
+        :param deterministic: the most likely action instead of a sample
+        :param action_masks: True where an action is legal, ``(n, n_logits)``, for policies that take masks; None if all are
+        :return: actions, and the memory to pass to the next call
+        """
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        with self.kind.computing():
+            predicted: tuple[Any, Any] = self.policy.predict(observation, state, episode_start, deterministic, **masks)
+        return predicted
 
     def learn(
         self: SelfPolicyGradient,

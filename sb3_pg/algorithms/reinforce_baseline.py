@@ -78,33 +78,15 @@ class ReinforceBaseline(PolicyGradient):
         self._running_mean: float | None = None
         self._optimal_moments: np.ndarray | None = None
         super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            n_episodes=n_episodes,
-            batch_size=batch_size,
-            gamma=gamma,
-            weights=weights,
-            gae_lambda=gae_lambda,
-            discounted_state_distribution=discounted_state_distribution,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            max_grad_norm=max_grad_norm,
-            critic_learning_rate=critic_learning_rate,
+            policy, env, learning_rate=learning_rate, n_steps=n_steps, n_episodes=n_episodes, batch_size=batch_size,
+            gamma=gamma, weights=weights, gae_lambda=gae_lambda,
+            discounted_state_distribution=discounted_state_distribution, normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef, max_grad_norm=max_grad_norm, critic_learning_rate=critic_learning_rate,
             n_critic_updates=n_critic_updates,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+            use_sde=use_sde, sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device, _init_setup_model=_init_setup_model,
+        )  # fmt: skip
 
     @property
     def uses_critic(self) -> bool:

@@ -2,30 +2,44 @@
 
 from typing import Any
 
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.policies import ActorCriticPolicy
-
 from sb3_pg.policies.kind import PolicyKind
+from sb3_pg.policies.masked import MaskedKind
+from sb3_pg.policies.masked_recurrent import (
+    MaskableRecurrentActorCriticPolicy,
+    MaskableRecurrentMultiInputActorCriticPolicy,
+    MaskedRecurrentKind,
+)
 from sb3_pg.policies.plain import PlainKind
+from sb3_pg.policies.recurrent import RecurrentKind
+
+# The special before the general
+_KINDS: tuple[type[PlainKind], ...] = (MaskedRecurrentKind, RecurrentKind, MaskedKind, PlainKind)
 
 
-def make_kind(policy: ActorCriticPolicy) -> PolicyKind:
-    """The policy as the algorithms see it."""
-    return PlainKind(policy)
+def find_kind(policy_class: Any) -> type[PolicyKind]:
+    """The kind of a class of policies.
 
-
-def check_policy_class(policy_class: Any) -> None:
-    """Refuse what no kind here can play.
-
-    :raises TypeError: naming the class
+    :raises TypeError: if there is none
     """
-    if not (isinstance(policy_class, type) and issubclass(policy_class, ActorCriticPolicy)):
-        name = getattr(policy_class, "__name__", repr(policy_class))
-        raise TypeError(f"{name} is no stochastic actor-critic policy: use a subclass of SB3's ActorCriticPolicy.")
-    if issubclass(policy_class, RecurrentActorCriticPolicy):
-        raise TypeError(
-            f"{policy_class.__name__} has a memory, which no rollout here carries on: use sb3-contrib's RecurrentPPO."
-        )
+    for kind in _KINDS:
+        if isinstance(policy_class, type) and issubclass(policy_class, kind.base):
+            return kind
+    name = getattr(policy_class, "__name__", repr(policy_class))
+    raise TypeError(
+        f"{name} is no stochastic actor-critic policy: use a subclass of SB3's ActorCriticPolicy, or of sb3-contrib's "
+        "RecurrentActorCriticPolicy or MaskableActorCriticPolicy."
+    )
 
 
-__all__ = ["PolicyKind", "check_policy_class", "make_kind"]
+def make_kind(policy: Any) -> PolicyKind:
+    """The policy as the algorithms see it."""
+    return find_kind(type(getattr(policy, "_orig_mod", policy)))(policy)  # behind torch.compile
+
+
+__all__ = [
+    "MaskableRecurrentActorCriticPolicy",
+    "MaskableRecurrentMultiInputActorCriticPolicy",
+    "PolicyKind",
+    "find_kind",
+    "make_kind",
+]

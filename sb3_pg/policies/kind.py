@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.policies.steps import Rows, Steps, map_obs, take_obs
@@ -50,11 +51,40 @@ class PolicyKind(ABC):
     :param policy: SB3's policy, whose parameters the kind divides into the actor's and the critic's
     """
 
-    def __init__(self, policy: ActorCriticPolicy):
+    #: Whether scoring a step takes more than its observation: the buffer has to keep its context
+    has_context = False
+
+    def __init__(self, policy: Any):
         self.policy = policy
         self._critic_parameters = self._find_critic_parameters()
 
+    @classmethod
+    def make_policy(
+        cls,
+        policy_class: Any,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        use_sde: bool,
+        **policy_kwargs: Any,
+    ) -> Any:
+        """A policy of this class, as SB3's algorithms build theirs.
+
+        :raises ValueError: if the class does not fit the spaces
+        """
+        return policy_class(observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What passes through the networks are to run in."""
+        return nullcontext()
+
     # Acting
+
+    def check_env(self, env: VecEnv) -> None:  # noqa: B027 - most kinds act on observations alone
+        """Refuse environments that lack what the policy is shown beside their observations.
+
+        :raises ValueError: saying what is missing
+        """
 
     @abstractmethod
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
@@ -86,8 +116,13 @@ class PolicyKind(ABC):
         """
 
     @abstractmethod
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool) -> None:
-        """Write the log-probabilities, and the values if wanted, of a rollout that has just been played into its buffer."""
+    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+        """Write the log-probabilities of a rollout that has just been played into its buffer.
+
+        :param buffer: the rollout
+        :param with_values: whether V is wanted as well
+        :param goes_on: whether the next rollout goes on with the episodes in progress
+        """
 
     @abstractmethod
     def bootstrap_values(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:

@@ -230,7 +230,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         fields = [map_obs(to_torch, self.observations), to_torch(self.actions).float()]
         fields += [to_torch(getattr(self, name)).flatten() for name in ("values", "log_probs", "advantages", "returns")]
         sample_class: Any = DictRolloutBufferSamples if isinstance(self.observations, dict) else RolloutBufferSamples
-        context = {name: to_torch(self.swap_and_flatten(array)) for name, array in self.context.items()}
+        context = {
+            name: to_torch(self.swap_and_flatten(array).reshape(-1, *array.shape[2:])) for name, array in self.context.items()
+        }
         return sample_class(*fields), to_torch(self.swap_and_flatten(self.timesteps)).flatten(), context
 
 

@@ -175,7 +175,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
             collecting = selection.step(dones)
 
-        self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
+        with self.kind.computing():
+            self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -214,7 +215,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 require_finite_rows("terminal observation", _stack_obs([terminal_obs]), step, env)
         if not evaluated:
             assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
-            self.kind.fill(rollout_buffer, with_values=self.uses_critic)
+            self.kind.fill(rollout_buffer, with_values=self.uses_critic, goes_on=not self.whole_episodes)
         n_envs = len(dones)
         last_values, terminal_values = th.zeros(n_envs), np.zeros_like(rollout_buffer.rewards)
         if self.bootstraps and not self.whole_episodes:

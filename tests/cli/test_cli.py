@@ -4,35 +4,35 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 import yaml
+from helpers import HANGS, run_process, running
 
 from sb3_pg import VanillaPG
 from sb3_pg.cli import main
-from sb3_pg.estimators_command import load_agent
+from sb3_pg.cli.estimators import load_agent
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
 
 
-def start(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", *program, *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
+def command_of(*arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> list[str]:
+    return [sys.executable, "-W", "ignore", *program, *arguments]
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def finish(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> tuple[int, str, str]:
+    result = run_process(command_of(*arguments, program=program), cwd=folder, env=ENVIRONMENT)
+    return result.returncode, result.stdout, result.stderr
 
 
 def sb3_pg(folder: Path, command: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> str:
-    code, out, err = finish(start(folder, *command.split(), program=program))
+    code, out, err = finish(folder, *command.split(), program=program)
     assert code == 0, out + err
     return out
 
@@ -86,7 +86,7 @@ def test_estimators(trained: Path) -> None:
     run = trained / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip"
     sb3_pg(trained, f"estimators --algo reinforce --env CartPole-v1 --model {run} --episodes 8 --output own/table")
     assert (trained / "own/table.png").is_file()
-    code, _, err = finish(start(trained, "estimators", "--algo", "vpg", "--env", "Acrobot-v1"))
+    code, _, err = finish(trained, "estimators", "--algo", "vpg", "--env", "Acrobot-v1")
     assert code == 1 and "Train an agent first" in err
 
 
@@ -100,7 +100,7 @@ def test_estimators(trained: Path) -> None:
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, arguments: str, message: str) -> None:
-    code, _, err = finish(start(tmp_path, *arguments.split()))
+    code, _, err = finish(tmp_path, *arguments.split())
     assert code == 1 and message in err, err
 
 
@@ -115,10 +115,12 @@ def test_two_processes_search_together_and_a_trial_is_trained(tmp_path: Path) ->
         f"train --algo vpg --env CartPole-v1 -n 256 {study} --optimize-hyperparameters --n-trials 2 --n-evaluations 1 "
         "--no-optim-plots --eval-episodes 1 --seed"
     )
-    processes = [start(tmp_path, *search.split(), seed) for seed in ("1", "2")]
-    for process in processes:
-        code, out, err = finish(process)
-        assert code == 0, out + err
+    with ExitStack() as stack:
+        pipes: dict[str, Any] = dict(cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        processes = [stack.enter_context(running(command_of(*search.split(), seed), **pipes)) for seed in ("1", "2")]
+        for process in processes:
+            out, _ = process.communicate(timeout=HANGS)
+            assert process.returncode == 0, out
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "search.log")))
     trials = optuna.load_study(study_name="demo", storage=storage).get_trials()
     assert len(trials) == 4 and all(trial.state.is_finished() for trial in trials)
@@ -143,9 +145,9 @@ def test_vec_normalize_in_subprocesses(tmp_path: Path) -> None:
     arguments = argparse.Namespace(algo="vpg", env="Pendulum-v1", folder=str(tmp_path / "logs"), exp_id=0, load_best=False,
                                    model=None, n_envs=2, seed=0, device="cpu", gym_packages=[])  # fmt: skip
     model, env = load_agent(arguments)
-    assert env.norm_reward and not env.training and env.ret_rms.count > 100
-    assert isinstance(model, VanillaPG)
-    env.close()
+    with closing(env):
+        assert env.norm_reward and not env.training and env.ret_rms.count > 100
+        assert isinstance(model, VanillaPG)
 
 
 def test_dict_observations(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_a_users_error_is_one_line(command: str, code: int, message: str, tmp_pa
     (tmp_path / "broken.yml").write_text("CartPole-v1:\n  n_envs: [1\n")
     (tmp_path / "text.yml").write_text("CartPole-v1:\n  n_timesteps: 100\n  learning_rate: 1e-3\n")
     (tmp_path / "incomplete.yml").write_text("CartPole-v1:\n  policy: MlpPolicy\n")
-    returned, _, err = finish(start(tmp_path, *command.split()))
+    returned, _, err = finish(tmp_path, *command.split())
     last_line = err.strip().splitlines()[-1]
     assert returned == code and message in last_line and "Traceback" not in err
 
@@ -204,18 +206,18 @@ def test_an_error_of_the_environment_is_not_blamed_on_hyperparameters(tmp_path: 
     )
     (tmp_path / "broken.yml").write_text("Broken-v0:\n  n_timesteps: 100\n  policy: MlpPolicy\n")
     command = "train --env Broken-v0 --gym-packages broken_env --conf-file broken.yml"
-    code, _, err = finish(start(tmp_path, *command.split()))
+    code, _, err = finish(tmp_path, *command.split())
     assert code == 1 and err.strip().splitlines()[-1] == "sb3-pg train: error: KeyError: 'velocity'"
 
 
 def test_a_traceback_on_demand(tmp_path: Path) -> None:
-    code, _, err = finish(start(tmp_path, "--traceback", "train", "--env", "CartPol-v1"))
+    code, _, err = finish(tmp_path, "--traceback", "train", "--env", "CartPol-v1")
     assert code == 1 and "Traceback" in err and "maybe meant CartPole-v1" in err
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['rl_zoo3'] = None; sys.argv[0] = 'sb3-pg'; from sb3_pg.cli import main; main()"
-    code, _, err = finish(start(tmp_path, "train", program=("-c", hide)))
+    code, _, err = finish(tmp_path, "train", program=("-c", hide))
     assert code == 1 and err == "sb3-pg train: error: rl-zoo3 is missing: pip install 'sb3-pg[zoo]'\n"
 
 

@@ -7,28 +7,32 @@ import numpy as np
 import pytest
 import torch as th
 from envs import ScriptedEnv, TabularMDP, TabularVecEnv
+from helpers import collect
+from oracle import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.policies import ActorCriticPolicy
-from test_unbiased import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
 
 from sb3_pg import NaturalPG, VanillaPG
-from sb3_pg.policy_gradient import Batch, PolicyGradient
+from sb3_pg.algorithms.batch import Batch, make_batch
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.policies.steps import Steps
 
 LINEAR: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[]), device="cpu", seed=0)
 NO_DAMPING = dict(cg_damping=0.0, cg_max_steps=50)
 
 
-def make_batch(obs: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
+def batch_of(obs: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
     nothing = th.zeros(len(obs))
-    return Batch(th.as_tensor(obs), th.as_tensor(actions), nothing, nothing, th.as_tensor(weights).float(), nothing)
+    steps = Steps(th.as_tensor(obs), th.as_tensor(actions))
+    return Batch(steps, nothing, nothing, th.as_tensor(weights).float(), nothing)
 
 
 def set_gradient(model: PolicyGradient, batch: Batch) -> None:
     """Gradient of the loss, as train() leaves it to the step."""
     model.policy.zero_grad()
-    log_prob, _ = model._evaluate_actions(batch.observations, batch.actions)
+    log_prob, _ = model.kind.log_prob_and_entropy(batch.steps)
     (-(log_prob * batch.weights).mean()).backward()
 
 
@@ -56,7 +60,7 @@ def test_step_is_the_closed_form_on_a_tabular_policy(seed: int) -> None:
     model = NaturalPG("MlpPolicy", TabularVecEnv(mdp, 1), gamma=GAMMA, target_kl=1e-4, **NO_DAMPING, **LINEAR)
     rng = np.random.default_rng(seed)
     visits = np.array([500, 300, 200])
-    batch = make_batch(np.repeat(np.arange(3), visits), np.zeros(1000, dtype=int), np.zeros(1000))
+    batch = batch_of(np.repeat(np.arange(3), visits), np.zeros(1000, dtype=int), np.zeros(1000))
     states = th.arange(3)
     net = model.policy.action_net
     with th.no_grad():
@@ -76,11 +80,10 @@ def test_sampled_rollouts_give_the_closed_form_too() -> None:
     mdp = TabularMDP(3)
     env = TabularVecEnv(mdp, 256, 0)
     model = NaturalPG("MlpPolicy", env, n_episodes=2, weights="reward_to_go", target_kl=1e-4, **NO_DAMPING, **LINEAR)
-    _, callback = model._setup_learn(1)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    batch = model._make_batch()
+    collect(model)
+    batch = make_batch(model)
     set_gradient(model, batch)
-    states = batch.observations.long().flatten()
+    states = batch.steps.observations.long().flatten()
     gradient = -model.policy.action_net.weight.grad.double().numpy()
     before = logits(model, th.arange(3))
     model._step_policy(batch)
@@ -103,14 +106,13 @@ def test_sampled_rollouts_give_the_closed_form_too() -> None:
 def test_a_step_changes_the_policy_by_target_kl(env_id: str, kwargs: dict[str, Any], target_kl: float) -> None:
     # At the default damping, on a network
     model = NaturalPG("MlpPolicy", make_vec_env(env_id, 4, seed=0), target_kl=target_kl, seed=0, **kwargs)
-    _, callback = model._setup_learn(1)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    batch = model._make_batch()
+    collect(model)
+    batch = make_batch(model)
     set_gradient(model, batch)
 
     def distribution() -> Any:
         new = type(model.policy.action_dist).__new__(type(model.policy.action_dist))
-        new.distribution = model.policy.get_distribution(batch.observations).distribution
+        new.distribution = model.policy.get_distribution(batch.steps.observations).distribution
         return new
 
     with th.no_grad():
@@ -127,14 +129,13 @@ def test_the_step_is_no_matter_of_chance_where_the_curvature_is_large() -> None:
     for seed in (1, 2):
         policy_kwargs = dict(net_arch=[400, 300], log_std_init=-4.0)
         model = NaturalPG("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, seed=0, device="cpu")
-        _, callback = model._setup_learn(1)
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        batch = model._make_batch()
+        collect(model)
+        batch = make_batch(model)
         set_gradient(model, batch)
-        old = th.nn.utils.parameters_to_vector(model._actor_parameters()).detach()
+        old = th.nn.utils.parameters_to_vector(model.kind.actor_parameters()).detach()
         th.manual_seed(seed)
         model._step_policy(batch)
-        steps.append(th.nn.utils.parameters_to_vector(model._actor_parameters()).detach() - old)
+        steps.append(th.nn.utils.parameters_to_vector(model.kind.actor_parameters()).detach() - old)
     assert th.cosine_similarity(*steps, dim=0) > 0.999
 
 
@@ -143,7 +144,7 @@ def test_sub_sampling_sees_both_phases_of_an_environment() -> None:
     env = TabularVecEnv(TabularMDP(0), 1)
     model = NaturalPG("MlpPolicy", env, target_kl=1e-3, sub_sampling_factor=2, **LINEAR)
     rng = np.random.default_rng(0)
-    batch = make_batch(np.tile([0, 1], 500), rng.integers(3, size=1000), rng.normal(size=1000))
+    batch = batch_of(np.tile([0, 1], 500), rng.integers(3, size=1000), rng.normal(size=1000))
     before = logits(model, th.arange(3))
     set_gradient(model, batch)
     model._step_policy(batch)
@@ -189,11 +190,11 @@ def test_invariance_to_the_basis_of_the_features(cls: type[PolicyGradient], kwar
         obs = (features @ transform.T).astype(np.float32)
         with th.no_grad():  # the same policy in other coordinates
             model.policy.action_net.weight.copy_(th.as_tensor(initial @ np.linalg.inv(transform)))
-        batch = make_batch(obs, actions, weights)
-        before = logits(model, batch.observations)
+        batch = batch_of(obs, actions, weights)
+        before = logits(model, batch.steps.observations)
         set_gradient(model, batch)
         model._step_policy(batch)
-        results.append(logits(model, batch.observations) - before)
+        results.append(logits(model, batch.steps.observations) - before)
     difference = np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0])
     assert (difference < 1e-2) == invariant
 
@@ -206,7 +207,7 @@ class GradientStep(NaturalPG):
 
     def _step_policy(self, batch: Batch) -> dict[str, float]:
         with th.no_grad():
-            for p in self._actor_parameters():
+            for p in self.kind.actor_parameters():
                 p -= p.grad
         return {}
 
@@ -255,9 +256,9 @@ def test_target_kl_takes_a_schedule() -> None:
 
 def test_the_critic_is_left_alone_and_shared_features_follow_the_actor() -> None:
     model = NaturalPG("MlpPolicy", "CartPole-v1", n_steps=64, n_critic_updates=0, seed=0)
-    critic = [p.clone() for p in model._critic_parameters()]
+    critic = [p.clone() for p in model.kind.critic_parameters()]
     model.learn(64)
-    assert all(th.equal(old, new) for old, new in zip(critic, model._critic_parameters(), strict=True))
+    assert all(th.equal(old, new) for old, new in zip(critic, model.kind.critic_parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

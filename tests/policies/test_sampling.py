@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy import stats
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from torch import nn
 
-from sb3_pg import sampling
+from sb3_pg.policies import PolicyKind, make_kind, sampling
+from sb3_pg.policies.plain import PlainKind
 
 OBS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTION_SPACES = [
@@ -37,12 +39,32 @@ def make_policy(
     return policy
 
 
-def path_of(policy: ActorCriticPolicy) -> str:
+# What a policy may be asked in: the logits or means by NumPy or by torch, and the four ways to actions
+
+Outputs = Callable[[Any], np.ndarray]
+
+
+def numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
+    features, networks = sampling.numpy_features(policy), sampling.numpy_outputs(policy)
+    return lambda obs: networks(features(obs))
+
+
+def torch_outputs(policy: ActorCriticPolicy) -> Outputs:
+    kind = PlainKind(policy)
+    return lambda obs: kind._torch_outputs(obs, {})
+
+
+def noise_sampler(policy: ActorCriticPolicy, n_envs: int, outputs: Outputs) -> Outputs:
+    draw = sampling.draw_with_noise(policy, n_envs)
+    return lambda obs: draw(outputs(obs))
+
+
+def path_of(policy: ActorCriticPolicy | PolicyKind) -> str:
     """numpy, torch (noise on torch's outputs), distribution or forward."""
-    name = sampling.make_sampler(policy, 2).__qualname__.split(".")[0]
-    if name == "_noise_sampler":
-        return "numpy" if sampling._is_plain_mlp(policy) else "torch"
-    return name.strip("_").split("_")[0]
+    kind = policy if isinstance(policy, PolicyKind) else make_kind(policy)
+    sampler: Any = kind.make_sampler(SimpleNamespace(num_envs=2))  # type: ignore[arg-type]
+    names = {"_sample_forward": "forward", "_sample_distribution": "distribution"}
+    return names.get(sampler.__name__) or ("numpy" if sampling.is_plain_mlp(kind.policy) else "torch")
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
@@ -51,7 +73,7 @@ def test_outputs_agree(action_space: spaces.Space, kwargs: dict[str, Any]) -> No
     policy = make_policy(action_space, **kwargs)
     assert path_of(policy) == "numpy"
     obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    fast, general = sampling._numpy_outputs(policy)(obs), sampling._torch_outputs(policy)(obs)
+    fast, general = numpy_outputs(policy)(obs), torch_outputs(policy)(obs)
     if isinstance(action_space, spaces.Box | spaces.MultiBinary):
         np.testing.assert_allclose(fast, general, rtol=1e-6, atol=1e-5)
         return
@@ -68,9 +90,7 @@ def test_dictionaries_of_vectors_are_flattened_in_the_extractors_order() -> None
     assert path_of(policy) == "numpy"
     rng = np.random.default_rng(0)
     obs = {key: rng.normal(size=(50, *part.shape)).astype(part.dtype) for key, part in space.spaces.items()}
-    np.testing.assert_allclose(
-        sampling._numpy_outputs(policy)(obs), sampling._torch_outputs(policy)(obs), rtol=1e-6, atol=1e-5
-    )
+    np.testing.assert_allclose(numpy_outputs(policy)(obs), torch_outputs(policy)(obs), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
@@ -78,10 +98,10 @@ def test_same_seed_same_actions_on_both_paths(action_space: spaces.Space) -> Non
     policy = make_policy(action_space)
     obs = np.random.default_rng(1).normal(size=(300, 2, 3)).astype(np.float32)
     drawn = []
-    for outputs in (sampling._numpy_outputs(policy), sampling._torch_outputs(policy)):
+    for outputs in (numpy_outputs(policy), torch_outputs(policy)):
         th.manual_seed(3)
-        sample = sampling._noise_sampler(policy, 2, outputs)
-        drawn.append(np.array([sample(o).actions for o in obs]))
+        sample = noise_sampler(policy, 2, outputs)
+        drawn.append(np.array([sample(o) for o in obs]))
     np.testing.assert_allclose(*drawn, rtol=1e-5, atol=1e-5)
 
 
@@ -90,21 +110,22 @@ def test_same_seed_same_actions_on_both_paths(action_space: spaces.Space) -> Non
 def test_goodness_of_fit(action_space: spaces.Space, path: str) -> None:
     policy = make_policy(action_space)
     n_envs, n_calls = 50, 100
-    make: dict[str, Callable[[], sampling.Sampler]] = {
-        "numpy": lambda: sampling._noise_sampler(policy, n_envs, sampling._numpy_outputs(policy)),
-        "torch": lambda: sampling._noise_sampler(policy, n_envs, sampling._torch_outputs(policy)),
-        "distribution": lambda: sampling._distribution_sampler(policy),
-        "forward": lambda: sampling._forward_sampler(policy),
+    kind, starts = PlainKind(policy), np.zeros(n_envs, dtype=bool)
+    make: dict[str, Callable[[], Outputs]] = {
+        "numpy": lambda: noise_sampler(policy, n_envs, numpy_outputs(policy)),
+        "torch": lambda: noise_sampler(policy, n_envs, torch_outputs(policy)),
+        "distribution": lambda: lambda obs: kind._sample_distribution(obs, starts).actions,
+        "forward": lambda: lambda obs: kind._sample_forward(obs, starts).actions,
     }
     th.manual_seed(7)
     sample = make[path]()
     obs = np.tile(np.array([0.3, -0.2, 0.1], dtype=np.float32), (n_envs, 1))
     draws = [sample(obs) for _ in range(n_calls)]
-    actions = np.concatenate([draw.actions for draw in draws])
+    actions = np.concatenate(draws)
     with th.no_grad():
         expected, _, _ = policy(th.as_tensor(obs))
         distribution = policy.get_distribution(th.as_tensor(obs[:1])).distribution
-    assert draws[0].actions.shape == expected.shape and draws[0].actions.dtype == expected.numpy().dtype
+    assert draws[0].shape == expected.shape and draws[0].dtype == expected.numpy().dtype
     if isinstance(action_space, spaces.Box):
         z = (actions - distribution.mean.numpy()) / distribution.stddev.numpy()
         assert min(stats.kstest(z[:, i], "norm").pvalue for i in range(2)) > 1e-3
@@ -205,9 +226,10 @@ def _replace(policy: ActorCriticPolicy, what: str) -> None:
 )
 def test_altered_policies_are_detected(what: str) -> None:
     policy = make_policy(ACTION_SPACES[0])
-    assert path_of(policy) == "numpy"
+    kind = make_kind(policy)  # while the policy can still be evaluated: some of what follows breaks it
+    assert path_of(kind) == "numpy"
     _replace(policy, what)
-    assert path_of(policy) == "torch"
+    assert path_of(kind) == "torch"
 
 
 def test_hooks_on_the_policy_and_compiled_policies_go_through_forward() -> None:
@@ -234,15 +256,15 @@ def test_other_spaces_take_the_general_path() -> None:
 def test_noise_is_seen_by_no_other_step() -> None:
     # Blocks of noise are used up row by row: no two steps of a rollout share a row
     policy = make_policy(spaces.Box(-1.0, 1.0, (1,), np.float32))
-    sample = sampling._noise_sampler(policy, 2, sampling._numpy_outputs(policy))
+    sample = noise_sampler(policy, 2, numpy_outputs(policy))
     obs = np.zeros((2, 3), dtype=np.float32)
-    actions = np.concatenate([sample(obs).actions for _ in range(3000)])
+    actions = np.concatenate([sample(obs) for _ in range(3000)])
     assert len(np.unique(actions)) > 5990
 
 
 def test_updates_are_seen_by_a_sampler() -> None:
     policy = make_policy(spaces.Box(-1.0, 1.0, (1,), np.float32))
-    outputs = sampling._numpy_outputs(policy)
+    outputs = numpy_outputs(policy)
     obs = np.ones((1, 3), dtype=np.float32)
     before = outputs(obs)
     with th.no_grad():

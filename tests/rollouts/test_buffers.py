@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 DICT = spaces.Dict({"vec": BOX, "kind": spaces.Discrete(4)})
@@ -93,11 +93,28 @@ def test_only_steps_in_use_are_sampled(space: spaces.Space) -> None:
     buffer.timesteps[:] = np.arange(6)[:, None]
     rewards = np.concatenate([buffer.values[:4, 0], buffer.values[:, 1]])
     buffer.compute_returns_and_advantage(last_values, dones)
-    samples, timesteps = buffer.samples()
+    samples, timesteps, context = buffer.samples()
+    assert context == {}
     np.testing.assert_array_equal(samples.old_values, rewards)
     assert timesteps.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]
     drawn = th.cat([batch.old_values for batch in buffer.get(4)])
     np.testing.assert_array_equal(np.sort(drawn), np.sort(rewards))
+
+
+def test_context_goes_with_its_steps() -> None:
+    buffer = EpisodeRolloutBuffer(4, BOX, ACTIONS[0], "cpu", n_envs=N_ENVS)
+    for n_steps in (9, 3):  # it grows; the second rollout reuses the memory
+        buffer.reset()
+        for t in range(n_steps):
+            context = {"number": np.array([t, 100 + t]), "mask": np.full((N_ENVS, 2, 3), t % 2 == 0)}
+            mask = np.array([t != 1, True])
+            buffer.add(np.zeros((N_ENVS, 3)), np.zeros(N_ENVS), np.ones(N_ENVS), np.zeros(N_ENVS), mask=mask, context=context)
+        buffer.compute_returns_and_advantage(th.zeros(N_ENVS), np.ones(N_ENVS, dtype=bool))
+        _, _, context = buffer.samples()
+        used = [t for t in range(n_steps) if t != 1] + [100 + t for t in range(n_steps)]
+        assert context["number"].flatten().tolist() == used and context["mask"].dtype == th.bool
+        assert context["mask"].shape == (len(used), 2, 3)
+        assert context["mask"][:, 1, 2].tolist() == [t % 2 == 0 for t in used]
 
 
 @pytest.mark.parametrize("is_dict", [False, True])

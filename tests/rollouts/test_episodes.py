@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import ReinforceBaseline, VanillaPG
-from sb3_pg.episodes import EpisodeSelection
+from sb3_pg.rollouts.episodes import EpisodeSelection
 
 # Environment 0 plays 2-step episodes, environment 1 plays 5-step episodes
 SHORT, LONG = [2], [5]

@@ -1,0 +1,384 @@
+"""Policies with memory: sb3-contrib's RecurrentActorCriticPolicy family.
+
+A *segment* is an episode's part in a rollout: it begins with the episode, without memory, or with the rollout, with the memory
+that the last one left. The rollout runs the actor's memory alone; everything else comes from replaying segments, several at a
+time and all steps of them in one call of the LSTM. On whole episodes the gradient goes through the whole history. Where the
+rollout cuts an episode the memory at the cut is a constant: truncated backpropagation through time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_pg.policies import kind
+from sb3_pg.policies.plain import PlainKind
+from sb3_pg.policies.sampling import is_altered, is_plain_mlp, numpy_features, numpy_outputs
+from sb3_pg.policies.steps import Rows, Steps
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+
+# Hidden and cell state of an LSTM, (n_layers, n, n_units) each
+Memory = tuple[th.Tensor, ...]
+
+# What ``Steps.context["segment"]`` says of a step: that it goes on with the segment, that it begins one without memory, or
+# else, a number from 0 on, that it begins one with the memory that this environment had at the start of the rollout
+_GOES_ON, _BEGINS = -2, -1
+# Segments are replayed together, and padded, if the shorter has at least this share of the longer's steps
+_LIKE_LENGTH = 0.5
+
+
+class RecurrentKind(PlainKind):
+    """A policy whose steps are scored in segments, from the memory that each segment began with."""
+
+    base = RecurrentActorCriticPolicy
+    has_context = True
+
+    def __init__(self, policy: RecurrentActorCriticPolicy):
+        super().__init__(policy)
+        #: The memory after the last step that was played: the actor's, NumPy's, and the critic's
+        self._actor_memory: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0, 0)), np.zeros((0, 0, 0)))
+        self._critic_memory: Memory = (th.zeros(0), th.zeros(0))
+        #: The memory at the start of the rollout
+        self._initial = RNNStates((th.zeros(0), th.zeros(0)), (th.zeros(0), th.zeros(0)))
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """On one thread: on the CPU an LSTM's threads meet at every step, and wait for each other on a busy machine."""
+        n_threads = th.get_num_threads()
+        th.set_num_threads(1)
+        try:
+            yield
+        finally:
+            th.set_num_threads(n_threads)
+
+    # Acting
+
+    def _begin(self, env: VecEnv) -> None:
+        super()._begin(env)
+        n_layers, _, n_units = self.policy.lstm_hidden_state_shape
+        shape, device = (n_layers, env.num_envs, n_units), self.policy.device
+        if self._actor_memory[0].shape != shape:
+            self._actor_memory = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        if self._critic_memory[0].shape != shape:
+            self._critic_memory = th.zeros(shape, device=device), th.zeros(shape, device=device)
+        self._initial = RNNStates(self._to_torch(copy=True), self._critic_memory)
+        self._goes_on = np.arange(env.num_envs)
+
+    def _to_torch(self, copy: bool = False) -> Memory:
+        """The actor's memory as tensors; without a copy views of it, on the CPU."""
+        h, c = (th.from_numpy(x.copy() if copy else x).to(self.policy.device) for x in self._actor_memory)
+        return h, c
+
+    def _remember(self, memory: Memory) -> None:
+        for array, state in zip(self._actor_memory, memory, strict=True):
+            array[...] = state.cpu().numpy()
+
+    def _observe(self, episode_starts: np.ndarray) -> Mapping[str, np.ndarray]:
+        episode_starts = np.asarray(episode_starts, dtype=bool)
+        segment = np.where(episode_starts, _BEGINS, self._goes_on)
+        self._goes_on = np.full_like(segment, _GOES_ON)
+        if episode_starts.any():
+            for array in self._actor_memory:
+                array[:, episode_starts] = 0.0
+        return {**super()._observe(episode_starts), "segment": segment}
+
+    def _no_starts(self, n: int) -> th.Tensor:
+        """contrib's mark of the first steps of episodes, for steps whose memory is right already."""
+        return th.zeros(n, device=self.policy.device)
+
+    def _forward(self, obs: Any, context: Mapping[str, Any]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        begins = th.as_tensor(context["segment"] == _BEGINS, device=self.policy.device)
+        of_critic = tuple(x.masked_fill(begins[:, None], 0.0) for x in self._critic_memory)
+        states, no_starts = RNNStates(self._to_torch(), of_critic), self._no_starts(len(begins))
+        with self.computing():
+            actions, values, log_probs, states = self.policy(obs, states, no_starts, **self._arguments(context))
+        self._remember(states.pi)
+        self._critic_memory = states.vf
+        return actions, values, log_probs
+
+    def _act(self, obs: Any, context: Mapping[str, Any]) -> Any:
+        no_starts = self._no_starts(len(context["segment"]))
+        with self.computing():
+            distribution, memory = self.policy.get_distribution(obs, self._to_torch(), no_starts, **self._arguments(context))
+        self._remember(memory)
+        return distribution
+
+    def _make_outputs(self) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
+        if not (is_plain_mlp(self.policy) and _is_plain_lstm(self.policy.lstm_actor)) or self.overrides("_process_sequence"):
+            return self._torch_outputs
+        features, networks = numpy_features(self.policy), numpy_outputs(self.policy)
+        advance = _numpy_lstm(self.policy.lstm_actor, self._actor_memory)
+        return lambda obs, context: networks(advance(features(obs)))
+
+    # Scoring
+
+    def log_prob_and_entropy(self, steps: Steps) -> tuple[th.Tensor, th.Tensor]:
+        """Of a replay of the segments that these steps are."""
+        log_prob, entropy = self._replay(self._score, steps, self._initial.pi)
+        return log_prob, entropy
+
+    def values(self, steps: Steps) -> th.Tensor:
+        """Of a replay through the critic's memory, the actor's, or none, as the policy has it."""
+
+        # contrib's predict_values skips what the policy may have replaced, as SB3's does
+        own = self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values")
+
+        def evaluate(part: Steps, *memory: Any) -> tuple[th.Tensor]:
+            if own:
+                return (self._evaluate_actions(part.observations, part.actions, *memory)[0].flatten(),)
+            return (self.policy.predict_values(part.observations, *memory).flatten(),)
+
+        (values,) = self._replay(evaluate, steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
+        return values
+
+    def kl_divergence(self, steps: Steps) -> th.Tensor:
+        """Through kernels that have a second derivative, which the Fisher product takes."""
+        with _twice_differentiable():
+            (divergence,) = self._replay(
+                lambda part, *memory: (self._divergence_from_itself(part, *memory),), steps, self._initial.pi
+            )
+        return divergence
+
+    def _evaluate_actions(self, obs: Any, actions: th.Tensor, *memory: Any, **arguments: Any) -> Any:
+        states, no_starts = memory
+        return self.policy.evaluate_actions(obs, actions, RNNStates(states, states), no_starts, **arguments)
+
+    def _distribution(self, obs: Any, *memory: Any, **arguments: Any) -> Any:
+        distribution, _ = self.policy.get_distribution(obs, *memory, **arguments)
+        return distribution
+
+    def _replay(self, function: Callable[..., tuple[th.Tensor, ...]], steps: Steps, initial: Memory) -> tuple[th.Tensor, ...]:
+        """``function`` of the steps, segments of like length at a time.
+
+        :param function: of padded steps, one segment after the other, ``(n_segments · length, …)``, the memory that these
+            segments began with, and contrib's episode starts; returns tensors ``(n_segments · length,)``
+        :param steps: whole segments
+        :param initial: the memory at the start of the rollout, by environment
+        :return: as ``function``, for the steps alone, ``(n,)`` each
+        """
+        segment = steps.context["segment"].cpu().numpy()
+        parts, rows = [], []
+        for index, is_step in _pad(segment):
+            index, is_step = index.ravel(), is_step.ravel()
+            states = self._take_memory(initial, segment[index[is_step & (segment[index] != _GOES_ON)]])
+            outputs = function(steps[index], states, self._no_starts(len(index)))
+            parts.append([x[is_step] for x in outputs])
+            rows.append(index[is_step])
+        order = np.argsort(np.concatenate(rows))
+        return tuple(th.cat(x)[order] for x in zip(*parts, strict=True))
+
+    def _take_memory(self, initial: Memory, segment: np.ndarray) -> Memory:
+        """The memory that segments begin with, given the marks of their first steps."""
+        n_layers, _, n_units = self.policy.lstm_hidden_state_shape
+        h, c = (th.zeros((n_layers, len(segment), n_units), device=self.policy.device) for _ in range(2))
+        carried = np.flatnonzero(segment >= 0)
+        if len(carried):
+            h[:, carried], c[:, carried] = (x[:, segment[carried]] for x in initial)
+        return h, c
+
+    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+        """One replay of the steps in use."""
+        values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
+        values[:] = log_probs[:] = 0.0
+        rows = np.arange(buffer.mask.size).reshape(buffer.mask.shape).T[buffer.mask.T]  # environment by environment
+        steps = self._take_steps(buffer, rows)
+        with th.no_grad():
+            for chunk in self.chunks(steps):
+                log_probs[rows[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
+                if with_values:
+                    values[rows[chunk]] = self.values(steps[chunk]).cpu().numpy()
+            if with_values and goes_on and self.policy.lstm_critic is not None:
+                self._critic_memory = self._final_critic_memory(steps)
+
+    def _final_critic_memory(self, steps: Steps) -> Memory:
+        """The critic's memory after the last step of each environment, of a rollout that is cut."""
+        segment = steps.context["segment"].cpu().numpy()
+        n_envs = self._initial.vf[0].shape[1]
+        ends = np.arange(1, n_envs + 1) * (len(segment) // n_envs)
+        begins = _starts(segment)[np.searchsorted(_starts(segment), ends, side="left") - 1]
+        order = np.argsort(begins - ends, kind="stable")  # the longest first
+        begins, lengths = begins[order], (ends - begins)[order]
+        h, c = self._take_memory(self._initial.vf, segment[begins])
+        # Together for as long as the shortest goes on: no padding, which would change the memory
+        done = 0
+        for n_open in range(n_envs, 0, -1):
+            length = lengths[n_open - 1]
+            if length > done:
+                index = begins[:n_open] + np.arange(done, length)[:, None]  # (length, n_open)
+                obs = steps[index.ravel()].observations
+                features = BasePolicy.extract_features(self.policy, obs, self.policy.vf_features_extractor)
+                states = h[:, :n_open].contiguous(), c[:, :n_open].contiguous()
+                _, (new_h, new_c) = self.policy.lstm_critic(features.reshape(*index.shape, -1), states)
+                h, c = th.cat([new_h, h[:, n_open:]], dim=1), th.cat([new_c, c[:, n_open:]], dim=1)
+                done = length
+        back = np.argsort(order)
+        return h[:, back], c[:, back]
+
+    def bootstrap_values(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:
+        """V with the memory of the segment that led there."""
+        of_buffer = buffer.context["segment"]  # type: ignore[attr-defined]
+        rows, segment, n_envs = [], [], buffer.n_envs
+        for step, env in zip(steps, envs, strict=True):
+            start = np.flatnonzero(of_buffer[: step + 1, env] != _GOES_ON)[-1]
+            rows.append(np.arange(start, step + 1) * n_envs + env)
+            segment.append(np.append(of_buffer[start : step + 1, env], _GOES_ON))
+        lengths = np.array([len(part) + 1 for part in rows])
+        lasts = np.cumsum(lengths) - 1
+        is_played = np.ones(lengths.sum(), dtype=bool)
+        is_played[lasts] = False
+
+        def insert(played: np.ndarray, following: np.ndarray) -> np.ndarray:
+            played = played.reshape(-1, *played.shape[2:])
+            out = np.empty((len(is_played), *played.shape[1:]), np.result_type(played, following))
+            out[is_played], out[lasts] = played[np.concatenate(rows)], np.reshape(following, (-1, *played.shape[1:]))
+            return out
+
+        obs = (
+            {key: insert(played, observations[key]) for key, played in buffer.observations.items()}
+            if isinstance(buffer.observations, dict)
+            else insert(buffer.observations, observations)
+        )
+        actions = np.zeros((len(is_played), buffer.action_dim), np.float32)
+        extended = self.to_steps(obs, actions, {"segment": np.concatenate(segment)})
+        values = np.empty(len(extended), np.float32)
+        with th.no_grad():
+            for chunk in self.chunks(extended):
+                values[chunk] = self.values(extended[chunk]).cpu().numpy()
+        return th.as_tensor(values[lasts])
+
+    # Dividing
+
+    def chunks(self, steps: Steps) -> Iterable[Rows]:
+        """Segments of like length, as many as make a chunk; one at least."""
+        starts, lengths = _segments(steps)
+        order = np.argsort(-lengths, kind="stable")
+        return _parts(starts[order], lengths[order], kind.CHUNK_SIZE)
+
+    def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:
+        """Whole segments, in parts that differ in size by a segment."""
+        starts, lengths = _segments(steps)
+        n_parts = -(-len(steps) // size)
+        if n_parts == 1:
+            return [slice(None)]
+        order = th.randperm(len(starts)).numpy() if shuffled else np.arange(len(starts))
+        return _parts(starts[order], lengths[order], -(-len(steps) // n_parts))
+
+    def excerpt(self, steps: Steps, size: int, shuffled: bool = False) -> Rows:
+        """Whole segments."""
+        starts, lengths = _segments(steps)
+        n = min(-(-size * len(starts) // len(steps)), len(starts))
+        order = th.randperm(len(starts))[:n].numpy() if shuffled else np.arange(n) * len(starts) // n
+        return _rows(starts[order], lengths[order])
+
+    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        n_layers, _, n_units = self.policy.lstm_hidden_state_shape
+        zeros = th.zeros((n_layers, 1, n_units), device=self.policy.device)
+        values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(1))
+        return values, log_prob
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Without the LSTMs of oneDNN and cuDNN, which have no second derivative."""
+    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn)
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
+
+
+def _starts(segment: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(segment != _GOES_ON)
+
+
+def _segments(steps: Steps) -> tuple[np.ndarray, np.ndarray]:
+    """First rows and lengths of the segments."""
+    starts = _starts(steps.context["segment"].cpu().numpy())
+    return starts, np.diff(starts, append=len(steps))
+
+
+def _rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The rows of segments, one segment after the other."""
+    ends = np.cumsum(lengths)
+    rows: np.ndarray = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    return rows
+
+
+def _parts(starts: np.ndarray, lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The rows of as many segments as have ``size`` steps together, or of one that has more."""
+    first, n = 0, 0
+    for i, length in enumerate(lengths):
+        if n and n + length > size:
+            yield _rows(starts[first:i], lengths[first:i])
+            first, n = i, 0
+        n += int(length)
+    yield _rows(starts[first:], lengths[first:])
+
+
+def _pad(segment: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Groups of segments of like length: their rows, the last repeated, and which are steps, ``(n_segments, length)`` each."""
+    starts = _starts(segment)
+    lengths = np.diff(starts, append=len(segment))
+    order = np.argsort(-lengths, kind="stable")
+    starts, lengths = starts[order], lengths[order]
+    first = 0
+    while first < len(starts):
+        longest = lengths[first]
+        last = first + int(np.count_nonzero(lengths[first:] >= _LIKE_LENGTH * longest))
+        t, of_group = np.arange(longest), lengths[first:last, None]
+        yield starts[first:last, None] + np.minimum(t, of_group - 1), t < of_group
+        first = last
+
+
+def _is_plain_lstm(lstm: nn.LSTM) -> bool:
+    return (
+        type(lstm) is nn.LSTM
+        and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size or is_altered(lstm))
+        and all(p.dtype == th.float32 and p.device.type == "cpu" for p in lstm.parameters())
+        and len(list(lstm.parameters())) == len(lstm._flat_weights)  # nothing parametrised
+    )
+
+
+def _numpy_lstm(lstm: nn.LSTM, memory: tuple[np.ndarray, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """One step of an LSTM, from features to the last layer's hidden state, ``(n, …)``; ``memory`` is changed in place."""
+    layers = []
+    for layer in range(lstm.num_layers):
+        names = [f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if lstm.bias else ()))]
+        # Views of the weights: what changes them in place is seen at once
+        from_input, from_hidden, *biases = (getattr(lstm, name).detach().numpy() for name in names)
+        layers.append((from_input.T, from_hidden.T, biases, memory[0][layer], memory[1][layer]))
+    n = lstm.hidden_size
+
+    def advance(x: np.ndarray) -> np.ndarray:
+        for from_input, from_hidden, biases, hidden, cell in layers:
+            gates = x.dot(from_input)
+            gates += hidden.dot(from_hidden)
+            for bias in biases:
+                gates += bias
+            candidate = np.tanh(gates[:, 2 * n : 3 * n])
+            gates *= 0.5  # the logistic function is (1 + tanh(x / 2)) / 2
+            np.tanh(gates, gates)
+            gates *= 0.5
+            gates += 0.5
+            cell *= gates[:, n : 2 * n]
+            cell += gates[:, :n] * candidate
+            np.multiply(gates[:, 3 * n :], np.tanh(cell), out=hidden)
+            x = hidden
+        return x
+
+    return advance

@@ -1,0 +1,99 @@
+"""What is refused, and how: one sentence that says what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from envs import ScriptedEnv
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+
+BAD: list[tuple[type[PolicyGradient], dict[str, Any], type[Exception], str]] = [
+    (VanillaPG, dict(weights="advantage"), ValueError, 'weights must be "return"'),
+    (VanillaPG, dict(gamma=1.1), ValueError, "gamma must be"),
+    (VanillaPG, dict(gamma=float("nan")), ValueError, "gamma must be"),
+    (VanillaPG, dict(gamma="0.9"), TypeError, "gamma must be a number"),
+    (VanillaPG, dict(gae_lambda=-0.1), ValueError, "gae_lambda must be"),
+    (VanillaPG, dict(n_steps=0), ValueError, "n_steps must be at least 1"),
+    (VanillaPG, dict(n_steps=2.5), TypeError, "n_steps must be an integer"),
+    (VanillaPG, dict(n_episodes=0), ValueError, "n_episodes must be at least 1"),
+    (VanillaPG, dict(n_episodes=-1), ValueError, "n_episodes must be at least 1"),
+    (VanillaPG, dict(batch_size=0), ValueError, "batch_size must be at least 1"),
+    (VanillaPG, dict(n_critic_updates=-1), ValueError, "n_critic_updates must be at least 0"),
+    (VanillaPG, dict(ent_coef=float("inf")), ValueError, "ent_coef must be"),
+    (VanillaPG, dict(max_grad_norm=0.0), ValueError, "max_grad_norm must be positive"),
+    (VanillaPG, dict(learning_rate=-1e-3), ValueError, "learning_rate must be"),
+    (VanillaPG, dict(learning_rate="lin_1e-3"), TypeError, "learning_rate must be a float or a schedule"),
+    (VanillaPG, dict(learning_rate=np.float32(1e-3)), TypeError, "learning_rate must be a float"),
+    (VanillaPG, dict(rollout_buffer_class=5), TypeError, "rollout_buffer_class must be a subclass"),
+    (VanillaPG, dict(critic_learning_rate="lin_1e-3"), TypeError, "critic_learning_rate must be a float or a schedule"),
+    (VanillaPG, dict(normalize_advantage="no"), TypeError, "normalize_advantage must be True or False"),
+    (VanillaPG, dict(n_episodes=True), TypeError, "n_episodes must be an integer"),
+    (VanillaPG, dict(sde_sample_freq="a"), TypeError, "sde_sample_freq must be an integer"),
+    (VanillaPG, dict(weights="return", discounted_state_distribution=True), ValueError, "takes no γ"),
+    (VanillaPG, dict(weights="return", rollout_buffer_class=RolloutBuffer), ValueError, "EpisodeRolloutBuffer"),
+    (VanillaPG, dict(n_episodes=1, rollout_buffer_class=RolloutBuffer), ValueError, "EpisodeRolloutBuffer"),
+    (ReinforceBaseline, dict(baseline="critic"), ValueError, 'baseline must be "value"'),
+    (ReinforceBaseline, dict(weights="gae", baseline="optimal"), ValueError, 'baseline="value"'),
+    (ReinforceBaseline, dict(baseline="leave_one_out"), ValueError, "n_episodes of at least 2"),
+    (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=1), ValueError, "n_episodes of at least 2"),
+]
+
+
+@pytest.mark.parametrize("cls, kwargs, error, message", BAD)
+def test_bad_arguments(cls: type[PolicyGradient], kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cls("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+def test_arguments_given_to_load_are_checked(tmp_path: Path) -> None:
+    VanillaPG("MlpPolicy", "CartPole-v1").save(tmp_path / "m")
+    with pytest.raises(ValueError, match="gamma must be"):
+        VanillaPG.load(tmp_path / "m", gamma=2.0)
+
+
+def test_whole_episodes_need_a_reset_that_resets() -> None:
+    make = lambda: EpisodicLifeEnv(ScriptedEnv([5]))  # noqa: E731
+    with pytest.raises(ValueError, match="terminal_on_life_loss=False"):
+        ReinforceBaseline("MlpPolicy", DummyVecEnv([make])).learn(10)
+
+
+def test_vector_environments_that_do_not_know_their_wrappers() -> None:
+    class Unknowing(DummyVecEnv):
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            raise NotImplementedError
+
+    ReinforceBaseline("MlpPolicy", Unknowing([lambda: ScriptedEnv([5])]), n_steps=8).learn(10)
+
+
+def test_recurrent_policies_are_refused() -> None:
+    with pytest.raises(TypeError, match="RecurrentActorCriticPolicy has a memory"):
+        VanillaPG(RecurrentActorCriticPolicy, "CartPole-v1")
+
+
+def test_dictionaries_need_a_buffer_for_them() -> None:
+    class DictEnv(ScriptedEnv):
+        def __init__(self) -> None:
+            super().__init__([2])
+            self.observation_space = spaces.Dict({"a": self.observation_space})
+
+    with pytest.raises(ValueError, match="EpisodeDictRolloutBuffer"):
+        VanillaPG("MultiInputPolicy", DummyVecEnv([DictEnv]), rollout_buffer_class=EpisodeRolloutBuffer)
+
+
+def test_unsupported_spaces_are_refused() -> None:
+    class TupleActions(ScriptedEnv):
+        def __init__(self) -> None:
+            super().__init__([2])
+            self.action_space = spaces.Tuple([spaces.Discrete(2)])
+
+    with pytest.raises(AssertionError, match="only supports"):
+        VanillaPG("MlpPolicy", DummyVecEnv([TupleActions]))

@@ -1,0 +1,65 @@
+"""Steps a second: the table by hand, the commands, wrong arguments."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sb3_pg.benchmark.speed import summarise
+from sb3_pg.cli.benchmark import main
+
+
+def test_summary_by_hand() -> None:
+    rates = {"bare VecEnv": [100.0, 200.0, 400.0], "VanillaPG": [50.0, 60.0, 100.0], "A2C": [5.0, 12.0, 5.0]}
+    rows = [
+        dict(env="E", n_envs=1, algorithm=name, repetition=i, steps_per_second=rate)
+        for name, values in rates.items()
+        for i, rate in enumerate(values)
+    ]
+    ours = summarise(pd.DataFrame(rows)).set_index("algorithm").loc["VanillaPG"]
+    assert ours["steps_per_second"] == 60.0
+    # Ratios are taken within a repetition: 10, 5, 20 and 0.5, 0.3, 0.25
+    assert (ours["÷ A2C"], ours["÷ A2C min"], ours["÷ A2C max"]) == (10.0, 5.0, 20.0)
+    assert ours["÷ bare VecEnv"] == 0.3
+    assert not any(column.startswith("÷ VanillaPG") for column in ours.index)
+
+
+def test_speed_writes_table_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "new" / "speed.csv"
+    main(["speed", "--envs", "CartPole-v1:2", "--steps", "64", "--repetitions", "2", "--output", str(output)])
+    measurements = pd.read_csv(output)
+    assert len(measurements) == 2 * 8
+    assert (measurements.steps_per_second > 0).all()
+    assert {"bare VecEnv", "VanillaPG", "ReinforceBaseline", "NaturalPG", "A2C", "PPO", "A2C, n_steps=256"} <= set(
+        measurements.algorithm
+    )
+    assert "CartPole-v1" in capsys.readouterr().out
+
+
+def test_an_unknown_environment_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["speed", "--envs", "NoSuchEnvironment-v0:1", "--output", str(tmp_path / "speed.csv")])
+    assert error.value.code == 1
+    assert "NoSuchEnvironment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["speed", "--envs", "CartPole-v1"], "ENVIRONMENT:NUMBER"),
+        (["speed", "--repetitions", "0"], "positive"),
+        ([], "required"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_throughput_uses_the_hyperparameter_files(tmp_path: Path) -> None:
+    output = tmp_path / "throughput.csv"
+    main(["throughput", "--algos", "vpg", "trpo", "--envs", "CartPole-v1", "--steps", "100", "--repetitions", "2",
+          "--output", str(output)])  # fmt: skip
+    measured = pd.read_csv(output)
+    assert len(measured) == 4 and (measured.steps_per_second > 0).all()
