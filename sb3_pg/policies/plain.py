@@ -1,6 +1,7 @@
 """Policies without memory or masks: SB3's ActorCriticPolicy family and what users derive from it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_pg.losses import pseudo_entropy
 from sb3_pg.policies import kind
@@ -165,9 +168,10 @@ class PlainKind(PolicyKind):
 
     def _divergence_from_itself(self, steps: Steps, *memory: Any) -> th.Tensor:
         arguments = self._arguments(steps.context)
-        with th.no_grad():
-            old = copy(self._distribution(steps.observations, *memory, **arguments))
-        return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
+        with _twice_differentiable(self.policy):
+            with th.no_grad():
+                old = copy(self._distribution(steps.observations, *memory, **arguments))
+            return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
 
     def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
         """One batched pass over the steps in use, in the order of time."""
@@ -219,6 +223,25 @@ class PlainKind(PolicyKind):
     def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         values, log_prob, _ = self.policy.evaluate_actions(obs, actions)
         return values, log_prob
+
+
+@contextmanager
+def _twice_differentiable(policy: Any) -> Iterator[None]:
+    """Through kernels that have a second derivative, which the Fisher product takes.
+
+    Fused attention has none, and neither have the LSTMs of oneDNN and cuDNN; their convolutions, which have, stay.
+    """
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
+    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn) if is_recurrent else ()
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 def _slices(n: int) -> Iterable[slice]:

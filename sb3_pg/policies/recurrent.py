@@ -143,11 +143,10 @@ class RecurrentKind(PlainKind):
         return values
 
     def kl_divergence(self, steps: Steps) -> th.Tensor:
-        """Through kernels that have a second derivative, which the Fisher product takes."""
-        with _twice_differentiable():
-            (divergence,) = self._replay(
-                lambda part, *memory: (self._divergence_from_itself(part, *memory),), steps, self._initial.pi
-            )
+        """Of a replay of the segments that these steps are."""
+        (divergence,) = self._replay(
+            lambda part, *memory: (self._divergence_from_itself(part, *memory),), steps, self._initial.pi
+        )
         return divergence
 
     def _evaluate_actions(self, obs: Any, actions: th.Tensor, *memory: Any, **arguments: Any) -> Any:
@@ -286,20 +285,6 @@ class RecurrentKind(PlainKind):
         zeros = th.zeros((n_layers, 1, n_units), device=self.policy.device)
         values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(1))
         return values, log_prob
-
-
-@contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Without the LSTMs of oneDNN and cuDNN, which have no second derivative."""
-    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn)
-    before = [library.enabled for library in libraries]
-    try:
-        for library in libraries:
-            library.enabled = False
-        yield
-    finally:
-        for library, enabled in zip(libraries, before, strict=True):
-            library.enabled = enabled
 
 
 def _starts(segment: np.ndarray) -> np.ndarray:
