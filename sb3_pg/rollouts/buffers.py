@@ -17,9 +17,19 @@ _SAMPLED = ("observations", "actions", "values", "log_probs", "advantages", "ret
 _STORED = (*_SAMPLED, "rewards", "episode_starts", "timesteps", "mask")
 
 
-def _as_float_like(stored: np.ndarray, values: np.ndarray) -> np.ndarray:
-    is_cut = stored.dtype.kind in "iu" and values.dtype.kind == "f"
-    return stored.astype(np.float32) if is_cut else stored
+def hold(stored: Any, values: Any) -> Any:
+    """Arrays, whatever the observation space says, that hold what the policy sees: VecNormalize makes floats of anything.
+
+    :param stored: an array, or a dictionary of such
+    :param values: what is to be written there, of the same structure
+    :return: ``stored``, with arrays of another type in the place of those that would cut or round the values
+    """
+    if isinstance(stored, dict):
+        return {key: hold(array, values[key]) for key, array in stored.items()}
+    # Networks take float32, whatever they are given
+    seen = np.dtype(np.float32) if values.dtype == np.float64 else values.dtype
+    fits = stored.dtype in (np.float32, np.float64) or np.can_cast(seen, stored.dtype)
+    return stored if fits else stored.astype(seen)
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
@@ -62,14 +72,6 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.pos = 0
         self.full = False
 
-    def _keep_fractions(self, obs: Any) -> None:
-        """Store floats, whatever the observation space says: VecNormalize makes them of integers."""
-        stored = self._storage["observations"]
-        if isinstance(stored, dict):
-            stored.update({key: _as_float_like(array, obs[key]) for key, array in stored.items()})
-        else:
-            self._storage["observations"] = self.observations = _as_float_like(stored, obs)
-
     def _grow(self) -> None:
         for name, array in self._storage.items():
             self._storage[name] = map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array)
@@ -101,7 +103,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         pos, n_envs = self.pos, self.n_envs
         if pos == 0:
-            self._keep_fractions(obs)
+            self._storage["observations"] = self.observations = hold(self._storage["observations"], obs)
         if pos == len(self.rewards):
             self._grow()
         if isinstance(self.observations, dict):

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.finite import require_finite_rows
 from sb3_pg.policies import PolicyKind, make_kind
-from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
 
 
@@ -97,6 +97,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             self._start_episodes(env)
         rollout_buffer.reset()
         own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
+        if not own_buffer:
+            rollout_buffer.observations = hold(rollout_buffer.observations, self._last_obs)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         timesteps = self._continue_timesteps(env.num_envs)
