@@ -177,8 +177,17 @@ class PolicyGradient(RolloutAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        is_set = self.critic_learning_rate is not None
-        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate if is_set else self.learning_rate)  # type: ignore
+        rate = self.critic_learning_rate
+        self._own_critic_lr_schedule: Schedule | None = None if rate is None else FloatSchedule(rate)
+
+    @property
+    def critic_lr_schedule(self) -> Schedule:
+        """Learning rate of the critic: SB3's ``lr_schedule``, which users may replace, unless it has its own."""
+        return self.lr_schedule if self._own_critic_lr_schedule is None else self._own_critic_lr_schedule
+
+    @critic_lr_schedule.setter
+    def critic_lr_schedule(self, schedule: Schedule) -> None:
+        self._own_critic_lr_schedule = schedule
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -241,10 +250,14 @@ class PolicyGradient(RolloutAlgorithm):
             require_finite("the policy's loss", policy_loss + self.ent_coef * entropy_sum)
             if self.ent_coef != 0.0:
                 loss = loss - self.ent_coef * entropy_of_chunk / normalizer
-            loss.backward()  # type: ignore[no-untyped-call]
-        distributed.sum_gradients(self.kind.actor_parameters())
+            if loss.requires_grad:  # the user may have frozen the actor
+                loss.backward()  # type: ignore[no-untyped-call]
+        actor_parameters = self.kind.actor_parameters()
+        distributed.sum_gradients(actor_parameters)
         metrics = self._step_policy(batch)
-        if any(isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()):
+        if actor_parameters and any(
+            isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()
+        ):
             self._update_batch_statistics(batch)
         return {
             "policy_loss": distributed.total(policy_loss),
@@ -276,8 +289,9 @@ class PolicyGradient(RolloutAlgorithm):
             id(p) for p in self.kind.critic_parameters(trainable=False)
         }:
             self._setup_critic_optimizer()  # the user has replaced the policy
-        update_learning_rate(self.critic_optimizer, self.critic_lr_schedule(self._current_progress_remaining))
-        return fit_critic(self, batch)
+        learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.critic_optimizer, learning_rate)
+        return {**fit_critic(self, batch), "critic_learning_rate": learning_rate}
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # Whole episodes overshoot total_timesteps, where a linear schedule would turn negative and the step into an ascent

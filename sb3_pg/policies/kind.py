@@ -150,8 +150,11 @@ class PolicyKind(ABC):
             log_prob, _ = self.log_prob_and_entropy(steps[chunk])
             rows = []
             for psi in th.as_tensor(weights[:, chunk]).to(log_prob):
-                parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
-                rows.append(compress(th.cat([part.flatten() for part in parts])))
+                if log_prob.requires_grad:
+                    parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
+                else:  # the user has frozen all that it depends on
+                    parts = tuple(th.zeros_like(p) for p in parameters)
+                rows.append(compress(th.cat([psi.new_zeros(0), *(part.flatten() for part in parts)])))
             sums = sums + th.stack(rows).cpu().numpy()
         return np.asarray(sums)
 
