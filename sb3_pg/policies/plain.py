@@ -220,7 +220,7 @@ class PlainKind(PolicyKind):
         """At random where a pattern in time must not matter: every second step may see one half of a two-phase environment."""
         return th.randperm(len(steps))[:size] if shuffled else slice(None, None, -(-len(steps) // size))
 
-    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         values, log_prob, _ = self.policy.evaluate_actions(obs, actions)
         return values, log_prob
 

@@ -280,10 +280,10 @@ class RecurrentKind(PlainKind):
         order = th.randperm(len(starts))[:n].numpy() if shuffled else np.arange(n) * len(starts) // n
         return _rows(starts[order], lengths[order])
 
-    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         n_layers, _, n_units = self.policy.lstm_hidden_state_shape
-        zeros = th.zeros((n_layers, 1, n_units), device=self.policy.device)
-        values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(1))
+        zeros = th.zeros((n_layers, len(actions), n_units), device=self.policy.device)
+        values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(len(actions)))
         return values, log_prob
 
 

@@ -112,6 +112,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         collecting = True
 
         callback.on_rollout_start()
+        self.kind.divide(self._last_obs)
         # After the callback, which may change the policy. SB3's buffers take values and log-probabilities step by step
         sample = self.kind.make_sampler(env, through_forward=not own_buffer)
 
