@@ -255,4 +255,4 @@ class PolicyKind(ABC):
 
     @abstractmethod
     def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """V and log π of first steps of episodes, with their graph, ``(n,)`` or ``(n, 1)``."""
+        """V and log π of steps, whatever was before them, with their graph, ``(n,)`` or ``(n, 1)``."""

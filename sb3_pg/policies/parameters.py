@@ -17,6 +17,8 @@ _N_PASSES, _N_OBSERVATIONS = 3, 4
 # Numbers without bounds, or with bounds far apart, are drawn from a part of their range: networks overflow on the rest
 _WIDTH = 6.0
 _MOST_LEVELS = 1000
+# What derivative an output has by a parameter
+_NONE, _ZERO, _NOT_ZERO = 0, 1, 2
 # Where SB3's and sb3-contrib's policies, and most that derive from them, have the critic's parameters
 _NAMES = {"value_net", "vf_features_extractor", "lstm_critic", "critic"}
 
@@ -46,8 +48,8 @@ def find_critic_parameters(
 ) -> list[nn.Parameter]:
     """The parameters that V depends on and log π does not.
 
-    What counts is the value of a derivative: one that is there and always zero, as that of the rest of a tensor that the
-    actor takes a slice of, is no dependence.
+    A derivative of log π that is there and always zero, as by the rest of a tensor that the actor takes a slice of, is no
+    dependence if that of V is not zero there. Where both are, as by weights that meet zeros only, the parameter is the actor's.
 
     :param policy: left as it was, in evaluation mode
     :param evaluate: from observations and actions to V and log π, with their graph, ``(n,)`` each
@@ -64,7 +66,7 @@ def find_critic_parameters(
     validates = th.distributions.Distribution._validate_args
     th.distributions.Distribution.set_default_validate_args(False)
     generator = th.Generator().manual_seed(0)
-    of_actor, of_critic = [False] * len(parameters), [False] * len(parameters)
+    of_actor, of_critic = [_NONE] * len(parameters), [_NONE] * len(parameters)
     try:
         for p in frozen:
             p.requires_grad_(True)
@@ -73,8 +75,8 @@ def find_critic_parameters(
                 if i > 0:
                     _move(parameters, before, generator)
                 values, log_prob = evaluate(obs, actions)
-                of_critic = [a or b for a, b in zip(of_critic, _depends(values, parameters), strict=True)]
-                of_actor = [a or b for a, b in zip(of_actor, _depends(log_prob, parameters), strict=True)]
+                of_critic = list(map(max, of_critic, _depends(values, parameters)))
+                of_actor = list(map(max, of_actor, _depends(log_prob, parameters)))
             _restore(parameters, before)
             with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
                 evaluate(obs, actions)
@@ -83,16 +85,16 @@ def find_critic_parameters(
         th.distributions.Distribution.set_default_validate_args(validates)
         for p in frozen:
             p.requires_grad_(False)
-    return [p for p, critic, actor in zip(parameters, of_critic, of_actor, strict=True) if critic and not actor]
+    return [p for p, critic, actor in zip(parameters, of_critic, of_actor, strict=True) if critic > actor]
 
 
-def _depends(output: th.Tensor, parameters: list[nn.Parameter]) -> list[bool]:
-    """Whether the outputs have a derivative by each of the parameters that is not zero."""
+def _depends(output: th.Tensor, parameters: list[nn.Parameter]) -> list[int]:
+    """What derivative the outputs have by each of the parameters."""
     if not output.requires_grad:
-        return [False] * len(parameters)
+        return [_NONE] * len(parameters)
     weights = th.linspace(1.0, 2.0, output.numel(), device=output.device).reshape(output.shape)  # no two cancel
     gradients = th.autograd.grad((output * weights).sum(), parameters, retain_graph=True, allow_unused=True)
-    return [gradient is not None and bool((gradient != 0).any()) for gradient in gradients]
+    return [_NONE if gradient is None else _NOT_ZERO if bool((gradient != 0).any()) else _ZERO for gradient in gradients]
 
 
 def _move(parameters: list[nn.Parameter], origin: list[th.Tensor], generator: th.Generator) -> None:

@@ -282,8 +282,9 @@ class RecurrentKind(PlainKind):
 
     def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         n_layers, _, n_units = self.policy.lstm_hidden_state_shape
-        zeros = th.zeros((n_layers, len(actions), n_units), device=self.policy.device)
-        values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(len(actions)))
+        shape = n_layers, len(actions), n_units
+        memory = th.linspace(-0.5, 0.5, int(np.prod(shape)), device=self.policy.device).reshape(shape)
+        values, log_prob, _ = self._evaluate_actions(obs, actions, (memory, memory), self._no_starts(len(actions)))
         return values, log_prob
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from envs import ScriptedEnv
 from gymnasium import spaces
 from helpers import changed, params
+from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -97,6 +99,15 @@ def test_one_of_several_branches() -> None:
 
     model = VanillaPG("MlpPolicy", "CartPole-v1", policy_kwargs=dict(features_extractor_class=Branches))
     assert all("value_net" in name for name in critic_of(model))
+
+
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MaskableMlpLstmPolicy"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_memory(policy: str, shared: bool) -> None:
+    policy_kwargs = dict(shared_lstm=shared, enable_critic_lstm=not shared, lstm_hidden_size=8)
+    env = ActionMasker(gym.make("CartPole-v1"), lambda env: np.ones(2, dtype=bool))
+    model = VanillaPG(policy, env, policy_kwargs=policy_kwargs)
+    assert critic_of(model) == {name for name in params(model) if "value_net" in name or "lstm_critic" in name}
 
 
 class Levels(ScriptedEnv):
