@@ -1,7 +1,7 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
 from operator import is_
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -43,6 +43,16 @@ SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradient")
 KL_SAMPLES = 256
 
 
+class _Ending(NamedTuple):
+    """What the weights of a rollout are made of, beside the rollout: see :meth:`PolicyGradient._finish_rollout`."""
+
+    buffer: RolloutBuffer
+    last_values: th.Tensor
+    terminal_values: np.ndarray
+    dones: np.ndarray
+    baseline_state: tuple[Any, ...]
+
+
 class PolicyGradient(RolloutAlgorithm):
     """Base of the package's algorithms: one gradient step on −Σ log π(a∣s) · Ψ / C per batch of fresh data.
 
@@ -66,6 +76,9 @@ class PolicyGradient(RolloutAlgorithm):
     critic_optimizer: th.optim.Optimizer
     #: Those the optimizers know of, by name
     _policy_parameters: dict[str, th.nn.Parameter]
+    _ending: "_Ending | None" = None
+    #: What a baseline that looks back has seen of earlier rollouts
+    _baseline_state: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -219,7 +232,7 @@ class PolicyGradient(RolloutAlgorithm):
         return [*state_dicts, "critic_optimizer"], variables
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_policy_parameters"]
+        return [*super()._excluded_save_params(), "_policy_parameters", "_ending"]
 
     # Training
 
@@ -227,19 +240,42 @@ class PolicyGradient(RolloutAlgorithm):
         self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray
     ) -> None:
         """Fill in the weights, less the baseline, and the critic's targets."""
+        self._ending = _Ending(rollout_buffer, last_values, terminal_values, dones, self._baseline_state)
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.rewards += self.gamma * terminal_values
-            rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-            return
-        rollout_buffer.compute_returns_and_advantage(last_values, dones, self.weights, terminal_values)
-        require_finite_rows("weight", rollout_buffer.advantages)
-        self._subtract_baseline(rollout_buffer, dones)
+        self.recompute_weights()
+        if isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            rollout_buffer.weigh = self._weigh  # what SB3's callbacks call after they have changed rewards
         if self.whole_episodes:
+            assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
             mask = rollout_buffer.mask
             n_used, n_played = distributed.total(int(mask.sum())), distributed.total(mask.size)
             n_episodes = distributed.total(int((mask & (rollout_buffer.timesteps == 0)).sum()))
             self.logger.record("rollout/episodes_used", n_episodes)
             self.logger.record("rollout/steps_used_fraction", n_used / n_played)
+
+    def recompute_weights(self) -> None:
+        """Make the weights, less the baseline, and the critic's targets of the last rollout anew.
+
+        For callbacks that change ``rollout_buffer.rewards`` in ``on_rollout_end``, such as intrinsic rewards. What was
+        bootstrapped stays as it was, and a baseline that looks back has seen the rollout once, with its new rewards.
+
+        :raises RuntimeError: if there is no rollout
+        """
+        if self._ending is None:
+            raise RuntimeError("There is no rollout to weigh: call recompute_weights() in on_rollout_end or later.")
+        self._weigh(self._ending.last_values, self._ending.dones)
+
+    def _weigh(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        assert self._ending is not None
+        buffer = self._ending.buffer
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+            return
+        buffer.compute_returns_and_advantage(last_values, dones, self.weights, self._ending.terminal_values)
+        require_finite_rows("weight", buffer.advantages)
+        self._baseline_state = self._ending.baseline_state
+        self._subtract_baseline(buffer, dones)
 
     def train(self) -> None:
         """One policy step on the rollout, then the critic's fit."""

@@ -49,7 +49,7 @@ def find_critic_parameters(
     """The parameters that V depends on and log π does not.
 
     A derivative of log π that is there and always zero, as by the rest of a tensor that the actor takes a slice of, is no
-    dependence if that of V is not zero there. Where both are, as by weights that meet zeros only, the parameter is the actor's.
+    dependence if that of V is not zero there. Where both are zero, as by weights that meet zeros only, it is the actor's.
 
     :param policy: left as it was, in evaluation mode
     :param evaluate: from observations and actions to V and log π, with their graph, ``(n,)`` each

@@ -1,6 +1,6 @@
 """Rollout buffers for cut rollouts and for whole episodes of unknown length."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -52,7 +52,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     timesteps: np.ndarray
     mask: np.ndarray
     context: Mapping[str, np.ndarray] = MappingProxyType({})
+    #: What makes the weights of this rollout from V behind its last step and ``dones``; None until they have been made
+    weigh: Callable[[th.Tensor, np.ndarray], None] | None = None
     _storage: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "weigh"}  # it is the model's
 
     def reset(self) -> None:
         """Forget the rollout; keep the memory."""
@@ -69,6 +74,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.__dict__.update(self._storage)
         self.buffer_size = self._n_steps
         self.generator_ready = False
+        self.weigh = None
         self.pos = 0
         self.full = False
 
@@ -129,8 +135,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def trim(self) -> None:
         """End the rollout: from here on the fields are as long as the rollout, and ``buffer_size`` says how long."""
+        rewards = self.rewards
         for name, array in self._storage.items():
             setattr(self, name, map_obs(lambda a: a[: self.pos], array))
+        if len(rewards) == self.pos:
+            self.rewards[...] = rewards  # the user may have put an array of their own there
+        self.generator_ready = False
         self.buffer_size = self.pos
         self.full = True
 
@@ -172,17 +182,25 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self,
         last_values: th.Tensor,
         dones: np.ndarray,
-        weights: str = "gae",
+        weights: str | None = None,
         terminal_values: np.ndarray | None = None,
     ) -> None:
         """Fill ``advantages`` with the weights Ψ and ``returns`` with the critic's targets.
 
+        With the first two arguments alone, as callbacks call it after they have changed ``rewards``, it makes what the model
+        made: its weights, with the same V at time limits and the same baseline.
+
         :param last_values: V of the observations after the last step, ``(n_envs,)``; bootstraps episodes in progress
         :param dones: whether the last step ended an episode, ``(n_envs,)``
-        :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``
+        :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``, without a baseline; None for those of the model, or
+            ``"gae"`` for a rollout that is not a model's
         :param terminal_values: V of the terminal observation where an episode was truncated, 0 elsewhere,
             ``(n_steps, n_envs)``; used by ``"gae"``. None if nothing was truncated
         """
+        if weights is None and terminal_values is None and self.weigh is not None:
+            self.weigh(last_values, dones)
+            return
+        weights = "gae" if weights is None else weights
         self.trim()
         done_steps = self.done_steps(dones)
         if weights == "gae":

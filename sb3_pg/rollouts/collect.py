@@ -179,7 +179,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             collecting = selection.step(dones)
 
         with self.kind.computing():
-            self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
+            values = self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
+        # With V of the observations behind the last step in ``values``, as SB3's algorithms have it
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -206,8 +207,11 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
     def _evaluate_rollout(
         self, rollout_buffer: RolloutBuffer, dones: np.ndarray, truncated: list[tuple[int, int, Any]], evaluated: bool
-    ) -> None:
-        """Fill what the steps left open: values, log-probabilities, V of what follows the ends."""
+    ) -> th.Tensor:
+        """Fill what the steps left open: values, log-probabilities, V of what follows the ends.
+
+        :return: V of the observations behind the last step, ``(n_envs, 1)``; 0 where none is wanted
+        """
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.trim()
         require_finite_rows("reward", rollout_buffer.rewards)
@@ -229,6 +233,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             observations = _stack_obs([terminal_obs for _, _, terminal_obs in truncated])
             terminal_values[steps, envs] = self.kind.bootstrap_values(rollout_buffer, steps, envs, observations)
         self._finish_rollout(rollout_buffer, last_values, terminal_values, dones)
+        return last_values.reshape(n_envs, 1).to(self.device)
 
 
 def _stack_obs(observations: list[Any]) -> Any:
