@@ -101,6 +101,13 @@ class PolicyKind(ABC):
         :return: the sampler
         """
 
+    def begin_part(self) -> None:  # noqa: B027 - most kinds act on observations alone
+        """The policy has been changed within a rollout: the steps to come are scored apart from those before."""
+
+    @abstractmethod
+    def remake_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
+        """As :meth:`make_sampler`, for the rest of a rollout in which something of the policy has been replaced."""
+
     # Scoring
 
     @abstractmethod
@@ -122,12 +129,13 @@ class PolicyKind(ABC):
         """
 
     @abstractmethod
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
-        """Write the log-probabilities of a rollout that has just been played into its buffer.
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
+        """Write the log-probabilities of steps that have just been played into their buffer.
 
-        :param buffer: the rollout
+        :param buffer: the rollout, which need not be over
+        :param rows: the steps: the whole rollout, or a part that begins with it or after :meth:`begin_part`
         :param with_values: whether V is wanted as well
-        :param goes_on: whether the next rollout goes on with the episodes in progress
+        :param goes_on: whether the next part or rollout goes on with the episodes in progress
         """
 
     @abstractmethod

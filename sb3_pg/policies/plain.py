@@ -53,8 +53,12 @@ class PlainKind(PolicyKind):
 
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
         """The cheapest way to draw actions that the policy allows (see policies/sampling.py)."""
-        policy = self.policy
         self._begin(env)
+        return self.remake_sampler(env, through_forward)
+
+    def remake_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
+        """As the policy is now."""
+        policy = self.policy
         if through_forward or self.overrides("forward", "__call__", *_NOT_SHARED) or is_altered(policy):
             return self._sample_forward
         if self.overrides("_get_action_dist_from_latent") or not takes_noise(policy.action_dist):
@@ -173,22 +177,22 @@ class PlainKind(PolicyKind):
                 old = copy(self._distribution(steps.observations, *memory, **arguments))
             return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
         """One batched pass over the steps in use, in the order of time."""
+        buffer.values[rows] = buffer.log_probs[rows] = 0.0
         values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        values[:] = log_probs[:] = 0.0
-        used = np.flatnonzero(buffer.mask)
+        used = rows.start * buffer.n_envs + np.flatnonzero(buffer.mask[rows])
         with th.no_grad():
             for chunk in _slices(len(used)):
-                rows = used[chunk]
-                steps = self._take_steps(buffer, rows)
-                log_probs[rows] = self.log_prob_and_entropy(steps)[0].cpu().numpy()
+                part = used[chunk]
+                steps = self._take_steps(buffer, part)
+                log_probs[part] = self.log_prob_and_entropy(steps)[0].cpu().numpy()
                 if with_values:
-                    values[rows] = self.values(steps).cpu().numpy()
+                    values[part] = self.values(steps).cpu().numpy()
 
     def _take_steps(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Steps:
         """Rows of the buffer, counted through its environments and then through time."""
-        n_rows = buffer.buffer_size * buffer.n_envs
+        n_rows = buffer.mask.size  # with those that are yet to come
 
         def take(x: np.ndarray) -> Any:
             return x.reshape(n_rows, *x.shape[2:])[rows]

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Memory = tuple[th.Tensor, ...]
 
 # What ``Steps.context["segment"]`` says of a step: that it goes on with the segment, that it begins one without memory, or
-# else, a number from 0 on, that it begins one with the memory that this environment had at the start of the rollout
+# else, a number from 0 on, that it begins one with the memory of that number: those the environments had at the start of the
+# rollout, followed by those they had wherever the policy was changed within it
 _GOES_ON, _BEGINS = -2, -1
 # Segments are replayed together, and padded, if the shorter has at least this share of the longer's steps
 _LIKE_LENGTH = 0.5
@@ -49,7 +50,7 @@ class RecurrentKind(PlainKind):
         #: The memory after the last step that was played: the actor's, NumPy's, and the critic's
         self._actor_memory: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0, 0)), np.zeros((0, 0, 0)))
         self._critic_memory: Memory = (th.zeros(0), th.zeros(0))
-        #: The memory at the start of the rollout
+        #: The memories that the segments in progress began with: at the start of the rollout, and wherever a part of it began
         self._initial = RNNStates((th.zeros(0), th.zeros(0)), (th.zeros(0), th.zeros(0)))
 
     @contextmanager
@@ -74,6 +75,15 @@ class RecurrentKind(PlainKind):
             self._critic_memory = th.zeros(shape, device=device), th.zeros(shape, device=device)
         self._initial = RNNStates(self._to_torch(copy=True), self._critic_memory)
         self._goes_on = np.arange(env.num_envs)
+
+    def begin_part(self) -> None:
+        """Go on with the memory that the policy has before the change."""
+        now = RNNStates(self._to_torch(copy=True), self._critic_memory)
+        self._goes_on = np.arange(len(self._goes_on)) + self._initial.pi[0].shape[1]
+        self._initial = RNNStates(*(
+            tuple(th.cat(states, dim=1) for states in zip(old, new, strict=True))
+            for old, new in zip(self._initial, now, strict=True)
+        ))  # fmt: skip
 
     def _to_torch(self, copy: bool = False) -> Memory:
         """The actor's memory as tensors; without a copy views of it, on the CPU."""
@@ -186,24 +196,27 @@ class RecurrentKind(PlainKind):
             h[:, carried], c[:, carried] = (x[:, segment[carried]] for x in initial)
         return h, c
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
         """One replay of the steps in use."""
+        buffer.values[rows] = buffer.log_probs[rows] = 0.0
         values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        values[:] = log_probs[:] = 0.0
-        rows = np.arange(buffer.mask.size).reshape(buffer.mask.shape).T[buffer.mask.T]  # environment by environment
-        steps = self._take_steps(buffer, rows)
+        # Environment by environment
+        played, mask = np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T, buffer.mask[rows].T
+        used = played[mask]
+        steps = self._take_steps(buffer, used)
         with th.no_grad():
             for chunk in self.chunks(steps):
-                log_probs[rows[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
+                log_probs[used[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
                 if with_values:
-                    values[rows[chunk]] = self.values(steps[chunk]).cpu().numpy()
+                    values[used[chunk]] = self.values(steps[chunk]).cpu().numpy()
             if with_values and goes_on and self.policy.lstm_critic is not None:
+                steps = steps if mask.all() else self._take_steps(buffer, played.ravel())
                 self._critic_memory = self._final_critic_memory(steps)
 
     def _final_critic_memory(self, steps: Steps) -> Memory:
         """The critic's memory after the last step of each environment, of a rollout that is cut."""
         segment = steps.context["segment"].cpu().numpy()
-        n_envs = self._initial.vf[0].shape[1]
+        n_envs = len(self._goes_on)
         ends = np.arange(1, n_envs + 1) * (len(segment) // n_envs)
         begins = _starts(segment)[np.searchsorted(_starts(segment), ends, side="left") - 1]
         order = np.argsort(begins - ends, kind="stable")  # the longest first

@@ -153,7 +153,8 @@ def test_integer_box_actions_are_scored_as_sampled() -> None:
 
 @pytest.mark.parametrize("kwargs", [dict(n_steps=8), dict(n_steps=8, weights="reward_to_go")])
 def test_memory_does_not_grow(kwargs: dict[str, Any]) -> None:
-    model = VanillaPG("MlpPolicy", make_vec_env(lambda: ScriptedEnv([5, 7]), 2), seed=0, **kwargs)
+    env = DummyVecEnv([lambda: ScriptedEnv([5, 7])] * 2)  # without a Monitor, which remembers all episodes
+    model = VanillaPG("MlpPolicy", env, seed=0, **kwargs)
     model.learn(50 * 16)
     tracemalloc.start()
     gc.collect()
