@@ -38,8 +38,9 @@ class Snapshot:
         self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._versions = list(map(_version, self._parameters))
         self._addresses = list(map(th.Tensor.data_ptr, self._parameters))
-        self._firsts = [_first_numbers(p) for p in self._parameters if p.device.type == "cpu" and p.dtype != th.bfloat16]
-        self._numbers = [first.tobytes() for first in self._firsts]
+        on_cpu = [p for p in self._parameters if p.device.type == "cpu" and p.dtype != th.bfloat16]
+        self._firsts: list[Any] = [_first_numbers(p) for p in on_cpu]
+        self._numbers = b"".join(self._firsts)
 
     def is_replaced(self, policy: Any) -> bool:
         """Whether anything of the policy is another object, or elsewhere in memory, than it was."""
@@ -54,7 +55,7 @@ class Snapshot:
         return (
             list(map(_version, self._parameters)) != self._versions
             or self.is_replaced(policy)
-            or [first.tobytes() for first in self._firsts] != self._numbers
+            or b"".join(self._firsts) != self._numbers
         )
 
     @contextmanager
@@ -81,9 +82,8 @@ def _put(contents: list[Any], flat_weights: list[Any], data: list[Any]) -> None:
 
 
 def _first_numbers(parameter: nn.Parameter) -> np.ndarray:
-    numbers: np.ndarray = parameter.detach().numpy()  # a view
-    while numbers.size > _N_COMPARED and len(numbers) > 1:
-        numbers = numbers[: max(1, _N_COMPARED * len(numbers) // numbers.size)]
-        if len(numbers) == 1 and numbers.ndim > 1:
-            numbers = numbers[0]
+    """As they lie in memory, whatever the order of the dimensions."""
+    data = parameter.detach()
+    n = data.untyped_storage().nbytes() // data.element_size() - data.storage_offset()
+    numbers: np.ndarray = data.as_strided((min(n, _N_COMPARED),), (1,)).numpy()  # a view
     return numbers

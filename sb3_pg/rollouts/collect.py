@@ -1,6 +1,8 @@
 """The only rollout loop of the package: whole episodes without bias, or cut rollouts, in SB3's vector environments."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from sb3_pg.policies.kind import Sampler
 from sb3_pg.policies.snapshot import Snapshot
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
-from sb3_pg.rollouts.used import Footprint
+from sb3_pg.rollouts.used import Footprint, glance
 
 # Where environments are while a rollout is played, and after one that an error has ended
 _NOWHERE = "nowhere"
@@ -108,7 +110,6 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         if self.whole_episodes:
             self._start_episodes(env)
-        place = Footprint(env, self._last_obs)
         rollout_buffer.reset()
         own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
         if not own_buffer:
@@ -121,7 +122,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         )
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
         # SB3 makes a callback of no callback: nobody reads its locals
-        listening = not (type(callback) is ConvertCallback and callback.callback is None)
+        listening, look = not (type(callback) is ConvertCallback and callback.callback is None), glance(env)
         n_steps = 0
         collecting = True
 
@@ -131,7 +132,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         kind = self.kind
         sample = kind.make_sampler(env, through_forward=not own_buffer)
         # The first of the steps that the policy has played as it is, and what it is
-        first, snapshot = 0, Snapshot(self.policy) if listening else None
+        first, snapshot = 0, None if _is_sb3s(callback) else Snapshot(self.policy)
 
         while collecting:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -150,7 +151,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
-            if listening and not _call_back(callback, locals(), place):
+            if listening and not _call_back(callback, locals(), look):
                 # A later learn() goes on from here
                 self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 self._episode_timesteps = np.where(dones, 0, timesteps + 1)
@@ -296,13 +297,23 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return last_values.reshape(n_envs, 1).to(self.device)
 
 
-def _call_back(callback: BaseCallback, locals_: dict[str, Any], place: Footprint) -> bool:
+def _is_sb3s(callback: Any) -> bool:
+    """Whether a callback and all that it calls are SB3's own, which leave the policy alone."""
+    if isinstance(callback, list | tuple):
+        return all(map(_is_sb3s, callback))
+    calls = (
+        getattr(callback, name, None) for name in ("callbacks", "callback", "callback_on_new_best", "callback_after_eval")
+    )
+    return callback is None or (type(callback).__module__ == BaseCallback.__module__ and all(map(_is_sb3s, calls)))
+
+
+def _call_back(callback: BaseCallback, locals_: dict[str, Any], look: Callable[[], tuple[Any, Any]]) -> bool:
     """Whether training goes on after a step, of which the callback is shown the local variables."""
-    place.note()
+    infos = look()
     callback.update_locals(locals_)
     if not callback.on_step():
         return False
-    if place.has_moved():
+    if not all(map(is_, infos, look())):
         raise RuntimeError(
             "A callback has stepped or reset the training environments within a rollout, whose episodes are lost: give it "
             "environments of its own (EvalCallback(make_vec_env(…)))."

@@ -1,5 +1,6 @@
 """Whether somebody else has played in the training environments meanwhile."""
 
+from collections.abc import Callable
 from operator import is_
 from typing import Any
 
@@ -10,6 +11,7 @@ from sb3_pg.policies.steps import map_obs
 
 # What SB3's vector environments and wrappers keep of their last step or reset
 _INFOS = ("reset_infos", "buf_infos")
+_NO_INFOS = (None,)
 _ARRAYS = ("buf_obs", "old_obs", "episode_lengths")
 
 
@@ -31,26 +33,26 @@ class Footprint:
             layers.append(env)
         self._infos = [(layer, name) for layer in layers for name in _INFOS if name in vars(layer)]
         self._arrays = [(layer, name) for layer in layers for name in _ARRAYS if name in vars(layer)]
-        self._infos_then: list[Any] = []
-        self._arrays_then = [map_obs(np.array, vars(layer)[name]) for layer, name in self._arrays]
-        self.note()
-
-    def note(self) -> None:
-        """This is where they are, for :meth:`has_moved`."""
         self._infos_then = self._find_infos()
-
-    def has_moved(self) -> bool:
-        """Whether they have been stepped or reset since: at a glance, which environments that keep their infos escape."""
-        return not all(map(is_, self._infos_then, self._find_infos()))
+        self._arrays_then = [map_obs(np.array, vars(layer)[name]) for layer, name in self._arrays]
 
     def is_left(self) -> bool:
         """Whether they have been stepped or reset since."""
-        return self.has_moved() or not all(
-            _is_equal(then, vars(layer)[name]) for then, (layer, name) in zip(self._arrays_then, self._arrays, strict=True)
+        return not (
+            all(map(is_, self._infos_then, self._find_infos()))
+            and all(
+                _is_equal(then, vars(layer)[name]) for then, (layer, name) in zip(self._arrays_then, self._arrays, strict=True)
+            )
         )
 
     def _find_infos(self) -> list[Any]:
         return [info for layer, name in self._infos for info in vars(layer)[name]]
+
+
+def glance(env: VecEnv) -> Callable[[], tuple[Any, Any]]:
+    """Objects that are others when the environments have been stepped or reset, for a look at every step."""
+    infos = vars(env.unwrapped)
+    return lambda: (infos.get("reset_infos", _NO_INFOS)[0], infos.get("buf_infos", _NO_INFOS)[0])
 
 
 def _is_equal(x: Any, y: Any) -> bool:
