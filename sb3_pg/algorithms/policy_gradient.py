@@ -1,6 +1,5 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
-from operator import is_
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from sb3_pg import distributed
 from sb3_pg.algorithms.arguments import check_arguments, check_env
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic
-from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
+from sb3_pg.algorithms.optimizers import follow_policy, fuse, make_critic_optimizer
 from sb3_pg.finite import require_finite, require_finite_rows
 from sb3_pg.losses import score_function_loss
 from sb3_pg.policies import (
@@ -179,39 +178,8 @@ class PolicyGradient(RolloutAlgorithm):
         self._setup_critic_optimizer()
 
     def _setup_critic_optimizer(self) -> None:
-        critic_parameters = self._find_critic_parameters()
         self._policy_parameters = dict(self.policy.named_parameters())
-        self.critic_optimizer = self.policy.optimizer_class(
-            [{"params": critic_parameters}],
-            lr=self.critic_lr_schedule(1.0),  # type: ignore[call-arg]
-            **self.policy.optimizer_kwargs,
-        )
-        fuse(self.critic_optimizer)
-
-    def _find_critic_parameters(self) -> list[th.nn.Parameter]:
-        critic_parameters = self.kind.critic_parameters(trainable=False)
-        # A policy that cannot be asked before the environments have been is asked at the first update
-        if self.uses_critic and not critic_parameters and self.kind.divide():
-            raise ValueError(
-                "The policy has no parameters of its own for V(s): use weights or a baseline without a critic, such as "
-                'VanillaPG(weights="reward_to_go") or ReinforceBaseline(baseline="running_mean").'
-            )
-        return critic_parameters
-
-    def _follow_policy(self) -> None:
-        """Let the optimizers hold what the user has put into the policy, or in the place of it, since the last update."""
-        before, now = self._policy_parameters, dict(self.policy.named_parameters())
-        if not {id(p) for p in before.values()} & {id(p) for p in now.values()}:  # another policy, with its own optimizer
-            self._setup_critic_optimizer()
-            return
-        if not (before.keys() == now.keys() and all(now[name] is p for name, p in before.items())):
-            follow_replacements(self.policy.optimizer, before, now)
-            self._policy_parameters = now
-        critic_parameters = self._find_critic_parameters()
-        held = [p for group in self.critic_optimizer.param_groups for p in group["params"]]
-        if not (len(held) == len(critic_parameters) and all(map(is_, held, critic_parameters))):
-            hold_parameters(self.critic_optimizer, critic_parameters)
-            fuse(self.critic_optimizer)
+        self.critic_optimizer = make_critic_optimizer(self)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -279,7 +247,7 @@ class PolicyGradient(RolloutAlgorithm):
 
     def train(self) -> None:
         """One policy step on the rollout, then the critic's fit."""
-        self._follow_policy()
+        follow_policy(self)
         with self.kind.computing():
             batch = make_batch(self)
             metrics = self._update_policy(batch)
