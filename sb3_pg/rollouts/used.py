@@ -1,9 +1,10 @@
 """Whether somebody else has played in the training environments meanwhile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import is_
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
@@ -13,6 +14,8 @@ from sb3_pg.policies.steps import map_obs
 _INFOS = ("reset_infos", "buf_infos")
 _NO_INFOS = (None,)
 _ARRAYS = ("buf_obs", "old_obs", "episode_lengths")
+# What wrappers of single environments count, which another vector environment may hold as well
+_COUNTS = ("_elapsed_steps", "total_steps")
 
 
 class Footprint:
@@ -33,13 +36,15 @@ class Footprint:
             layers.append(env)
         self._infos = [(layer, name) for layer in layers for name in _INFOS if name in vars(layer)]
         self._arrays = [(layer, name) for layer in layers for name in _ARRAYS if name in vars(layer)]
-        self._infos_then = self._find_infos()
+        self._base = env
+        self._infos_then, self._counts_then = self._find_infos(), self._find_counts()
         self._arrays_then = [map_obs(np.array, vars(layer)[name]) for layer, name in self._arrays]
 
     def is_left(self) -> bool:
         """Whether they have been stepped or reset since."""
         return not (
             all(map(is_, self._infos_then, self._find_infos()))
+            and self._counts_then == self._find_counts()
             and all(
                 _is_equal(then, vars(layer)[name]) for then, (layer, name) in zip(self._arrays_then, self._arrays, strict=True)
             )
@@ -48,11 +53,21 @@ class Footprint:
     def _find_infos(self) -> list[Any]:
         return [info for layer, name in self._infos for info in vars(layer)[name]]
 
+    def _find_counts(self) -> list[Any]:
+        layers = (vars(layer) for env in vars(self._base).get("envs", ()) for layer in _wrappers(env))
+        return [layer[name] for layer in layers for name in _COUNTS if name in layer]
+
+
+def _wrappers(env: Any) -> Iterator[gym.Wrapper]:
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
 
 def glance(env: VecEnv) -> Callable[[], tuple[Any, Any]]:
     """Objects that are others when the environments have been stepped or reset, for a look at every step."""
     infos = vars(env.unwrapped)
-    return lambda: (infos.get("reset_infos", _NO_INFOS)[0], infos.get("buf_infos", _NO_INFOS)[0])
+    return lambda: ((infos.get("reset_infos") or _NO_INFOS)[0], (infos.get("buf_infos") or _NO_INFOS)[0])
 
 
 def _is_equal(x: Any, y: Any) -> bool:

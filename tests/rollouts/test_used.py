@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from envs import ScriptedEnv, TabularMDP, TabularVecEnv
@@ -82,6 +83,15 @@ def test_two_learns_with_nothing_in_between_go_on(name: str) -> None:
         model.learn(4 * env.num_envs, reset_num_timesteps=False)
         assert not changed(params(at_once), model)
         assert "(episode, t)" not in name or not model.rollout_buffer.episode_starts[0].all()
+
+
+def test_an_evaluation_on_the_environment_that_the_vector_environment_holds() -> None:
+    env = gym.wrappers.TimeLimit(ScriptedEnv([7]), 100)
+    model = VanillaPG("MlpPolicy", env, n_steps=4, seed=0).learn(4)
+    evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+    rows = Rows()
+    model.learn(4, reset_num_timesteps=False, callback=rows)
+    assert rows.rollouts[0][1][0].all() and rows.rollouts[0][0][0, 0].tolist() == [env.unwrapped.episode, 0]
 
 
 def test_an_evaluation_at_the_end_of_a_rollout() -> None:
