@@ -11,6 +11,7 @@ from sb3_pg.algorithms.natural_pg import NaturalPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
 from sb3_pg.algorithms.vanilla_pg import VanillaPG
+from sb3_pg.evaluation import EvalCallback, act_in, acting_in
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline, "npg": NaturalPG}
 
 # Hyperparameters of ours that may be schedules; rl-zoo3 knows its own
-_SCHEDULES = ("critic_learning_rate", "target_kl")
+_SCHEDULES = ("critic_learning_rate", "target_kl", "ent_coef")
 
 
 def hyperparams_file(algo: str) -> Path:
@@ -49,6 +50,7 @@ def register() -> None:
     if ALGORITHMS.keys() <= ALGOS.keys():
         return
     ALGOS.update(ALGORITHMS)
+    _mask_evaluations()
     HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params, "npg": sample_npg_params})
     HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
     _extend(ExperimentManager)
@@ -76,6 +78,30 @@ def _extend(manager: Any) -> None:
         return schedules
 
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
+
+
+def _mask_evaluations() -> None:
+    """Let rl-zoo3's evaluations take the masks of their environments, of which it knows nothing."""
+    import rl_zoo3
+    from rl_zoo3 import exp_manager, utils
+    from rl_zoo3.callbacks import TrialEvalCallback
+
+    class MaskedTrialEvalCallback(TrialEvalCallback):
+        def _on_step(self) -> bool:
+            with acting_in(self.eval_env):
+                return bool(super()._on_step())
+
+    vars(exp_manager).update(EvalCallback=EvalCallback, TrialEvalCallback=MaskedTrialEvalCallback)
+    make = utils.create_test_env
+
+    @wraps(make)
+    def create_test_env(*args: Any, **kwargs: Any) -> Any:
+        """For enjoy and record_video, which then act in it and in nothing else."""
+        env = make(*args, **kwargs)
+        act_in(env)
+        return env
+
+    utils.create_test_env = rl_zoo3.create_test_env = create_test_env
 
 
 def _check_schedule(name: str, value: str) -> None:

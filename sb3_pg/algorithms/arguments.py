@@ -37,7 +37,8 @@ def check_arguments(model: "PolicyGradient") -> None:
             raise TypeError(f"{name} must be True or False, not {getattr(model, name)!r}.")
     for name in ("gamma", "gae_lambda"):
         check_number(name, getattr(model, name), 0.0, 1.0)
-    check_number("ent_coef", model.ent_coef, -inf, inf)
+    if not callable(model.ent_coef):
+        check_number("ent_coef", model.ent_coef, -inf, inf)
     if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be positive, or None for no clipping, not {model.max_grad_norm!r}.")
     check_rate("learning_rate", model.learning_rate)

@@ -24,6 +24,7 @@ from sb3_pg import distributed
 from sb3_pg.algorithms.arguments import check_arguments, check_env
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic, fuse
+from sb3_pg.evaluation import acted_in
 from sb3_pg.finite import require_finite, require_finite_rows
 from sb3_pg.losses import score_function_loss
 from sb3_pg.policies import (
@@ -179,6 +180,8 @@ class PolicyGradient(RolloutAlgorithm):
         super()._setup_lr_schedule()
         is_set = self.critic_learning_rate is not None
         self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate if is_set else self.learning_rate)  # type: ignore
+        is_schedule = callable(self.ent_coef)
+        self.ent_coef_schedule = FloatSchedule(self.ent_coef if is_schedule else float(self.ent_coef))
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -232,15 +235,16 @@ class PolicyGradient(RolloutAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, normalizer = 0.0, 0.0, self._normalizer
+        ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         for chunk in self.kind.chunks(batch.steps):
             log_prob, entropy = self.kind.log_prob_and_entropy(batch.steps[chunk])
             loss = score_function_loss(log_prob, batch.weights[chunk], normalizer)
             policy_loss += loss.item()
             entropy_of_chunk = entropy.sum()
             entropy_sum += entropy_of_chunk.item()
-            require_finite("the policy's loss", policy_loss + self.ent_coef * entropy_sum)
-            if self.ent_coef != 0.0:
-                loss = loss - self.ent_coef * entropy_of_chunk / normalizer
+            require_finite("the policy's loss", policy_loss + ent_coef * entropy_sum)
+            if ent_coef != 0.0:
+                loss = loss - ent_coef * entropy_of_chunk / normalizer
             loss.backward()  # type: ignore[no-untyped-call]
         distributed.sum_gradients(self.kind.actor_parameters())
         metrics = self._step_policy(batch)
@@ -250,6 +254,7 @@ class PolicyGradient(RolloutAlgorithm):
             "policy_loss": distributed.total(policy_loss),
             "entropy_loss": -distributed.total(entropy_sum) / distributed.total(len(batch.steps)),
             "approx_kl": self._estimate_kl(batch),
+            **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
             **metrics,
         }
 
@@ -297,10 +302,14 @@ class PolicyGradient(RolloutAlgorithm):
         :param state: memory that the last call returned; None at the beginning and for policies without memory
         :param episode_start: whether an observation begins an episode, which clears its memory, ``(n,)``
         :param deterministic: the most likely action instead of a sample
-        :param action_masks: True where an action is legal, ``(n, n_logits)``, for policies that take masks; None if all are
+        :param action_masks: True where an action is legal, ``(n, n_logits)``, for policies that take masks. None for those of
+            the environment of :func:`sb3_pg.evaluation.acting_in`, without which all actions are taken to be legal
         :return: actions, and the memory to pass to the next call
         """
+        env = acted_in()
         masks = {} if action_masks is None else {"action_masks": action_masks}
+        if action_masks is None and env is not None:
+            masks = self.kind.ask(env)
         with self.kind.computing():
             predicted: tuple[Any, Any] = self.policy.predict(observation, state, episode_start, deterministic, **masks)
         return predicted

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.policies.privileged import build_policy
 from sb3_pg.policies.steps import Rows, Steps, map_obs, take_obs
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class PolicyKind(ABC):
 
         :raises ValueError: if the class does not fit the spaces
         """
-        return policy_class(observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
+        return build_policy(policy_class, observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
 
     def computing(self) -> AbstractContextManager[None]:
         """What passes through the networks are to run in."""
@@ -85,6 +86,10 @@ class PolicyKind(ABC):
 
         :raises ValueError: saying what is missing
         """
+
+    def ask(self, env: VecEnv) -> dict[str, Any]:
+        """What the policy's ``predict`` takes beside observations and memory, of environments as they stand."""
+        return {}
 
     @abstractmethod
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:

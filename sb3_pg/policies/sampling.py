@@ -19,11 +19,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.distributions import (
-    MaskableBernoulliDistribution,
-    MaskableCategoricalDistribution,
-    MaskableMultiCategoricalDistribution,
-)
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -56,16 +52,15 @@ _NOISE: dict[type, str] = {
     MultiCategoricalDistribution: "gumbel",
     BernoulliDistribution: "logistic",
     DiagGaussianDistribution: "standard_normal",
-    MaskableCategoricalDistribution: "gumbel",
-    MaskableMultiCategoricalDistribution: "gumbel",
-    MaskableBernoulliDistribution: "gumbel",  # a categorical of two for each bit
 }
+# contrib's and our own over legal actions; a bit is a categorical of two
+_MASKED = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution)
 
 
 def takes_noise(distribution: Any) -> bool:
     """Whether actions of this distribution of SB3's or contrib's are a function of its outputs and noise."""
     replaced = vars(distribution).keys() & {"proba_distribution", "get_actions", "sample"}
-    return type(distribution) in _NOISE and not replaced
+    return (type(distribution) in _NOISE or isinstance(distribution, _MASKED)) and not replaced
 
 
 def draw_with_noise(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -78,7 +73,7 @@ def draw_with_noise(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarr
     to_actions = _make_to_actions(policy)
     # A generator for each rollout, seeded from torch's, which the model's seed determines
     rng = np.random.default_rng(int(th.randint(2**63 - 1, ())))
-    draw_noise = getattr(rng, _NOISE[type(policy.action_dist)])
+    draw_noise = getattr(rng, _NOISE.get(type(policy.action_dist), "gumbel"))
     noise: Iterator[np.ndarray] = iter(())
     shape = (n_envs, *policy.action_space.shape)
 
