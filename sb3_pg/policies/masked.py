@@ -150,8 +150,8 @@ class MaskedKind(PlainKind):
         self._n_rollout_steps += 1
         return {**super()._observe(episode_starts), "action_masks": masks}
 
-    def _make_outputs(self) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
-        outputs = super()._make_outputs()
+    def _make_outputs(self, n_envs: int) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
+        outputs = super()._make_outputs(n_envs)
         return lambda obs, context: np.where(context["action_masks"], outputs(obs, context), -np.inf)
 
     def _arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from envs import ScriptedEnv
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_pg import ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
@@ -74,9 +75,10 @@ def test_vector_environments_that_do_not_know_their_wrappers() -> None:
     ReinforceBaseline("MlpPolicy", Unknowing([lambda: ScriptedEnv([5])]), n_steps=8).learn(10)
 
 
-def test_recurrent_policies_are_refused() -> None:
-    with pytest.raises(TypeError, match="RecurrentActorCriticPolicy has a memory"):
-        VanillaPG(RecurrentActorCriticPolicy, "CartPole-v1")
+@pytest.mark.parametrize("policy", [DQNPolicy, th.nn.Linear])
+def test_policies_of_other_algorithms_are_refused(policy: Any) -> None:
+    with pytest.raises(TypeError, match=f"{policy.__name__} is no stochastic actor-critic policy"):
+        VanillaPG(policy, "CartPole-v1")
 
 
 def test_dictionaries_need_a_buffer_for_them() -> None:

@@ -157,8 +157,8 @@ def test_advantages_are_those_of_recurrent_ppo(layout: str, truncate: bool, monk
     played = iter(recorded)
     draw = RecurrentKind._make_outputs
 
-    def replayed(self: RecurrentKind) -> Any:
-        outputs = draw(self)
+    def replayed(self: RecurrentKind, n_envs: int) -> Any:
+        outputs = draw(self, n_envs)
         return lambda obs, context: 1e6 * np.eye(2, dtype=np.float32)[next(played)] + outputs(obs, context)
 
     monkeypatch.setattr(RecurrentKind, "_make_outputs", replayed)
@@ -197,7 +197,7 @@ def test_numpy_and_torch_draw_the_same_actions(kwargs: dict[str, Any], monkeypat
         if not is_plain:
             monkeypatch.setattr(recurrent, "is_plain_mlp", lambda policy: False)
         model.kind._begin(model.env)
-        assert (model.kind._make_outputs().__name__ == "_torch_outputs") == (not is_plain)
+        assert (model.kind._make_outputs(2).__name__ == "_torch_outputs") == (not is_plain)
         collect(model)
         actions.append(model.rollout_buffer.actions.copy())
     np.testing.assert_allclose(*actions, atol=1e-4)
@@ -212,7 +212,7 @@ def test_lstms_that_are_not_plain_are_stepped_by_torch() -> None:
                    lambda p: nn.utils.parametrizations.weight_norm(p.lstm_actor, "weight_hh_l0")):  # fmt: skip
         model = VanillaPG("MlpLstmPolicy", "CartPole-v1", n_steps=8)
         change(model.policy)
-        assert model.kind._make_outputs().__name__ == "_torch_outputs"
+        assert model.kind._make_outputs(2).__name__ == "_torch_outputs"
 
 
 # Dividing
