@@ -1,5 +1,6 @@
 """Checks of the constructors' arguments: ``TypeError`` or ``ValueError`` in one sentence that says what to do."""
 
+import inspect
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
@@ -49,6 +51,38 @@ def check_arguments(model: "PolicyGradient") -> None:
             'Use weights="reward_to_go" with discounted_state_distribution=True.'
         )
     _check_buffer_class(model)
+    _check_spaces(model)
+
+
+def _check_spaces(model: "PolicyGradient") -> None:
+    """Refuse spaces that SB3's policies would fail on later, with an error of torch's."""
+    if isinstance(model.action_space, spaces.Box) and 0 in model.action_space.shape:
+        raise ValueError(f"The action space {model.action_space} is empty: there is nothing to choose.")
+    policy_class, space = model.policy_class, model.observation_space
+    base: Any = getattr(find_kind(policy_class), "base", None)
+    if policy_class.extract_features is not base.extract_features:
+        return  # the user's own may know what to do with them
+    default = inspect.signature(policy_class.__init__).parameters.get("features_extractor_class")
+    extractor = model.policy_kwargs.get("features_extractor_class", default and default.default)
+    own_layers = extractor not in (FlattenExtractor, CombinedExtractor, NatureCNN)
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        name = " ".join(f"{part} of {key!r}".split()) if key else " ".join(str(part).split())
+        if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) and np.any(getattr(part, "start", 0)):
+            what = f"Observations of {name} do not count from 0"
+        elif isinstance(part, spaces.MultiDiscrete) and part.nvec.ndim != 1:
+            what = f"Observations of {name} are not of one dimension"
+        elif isinstance(part, spaces.Box) and part.shape == () and not own_layers:
+            what = f"Observations of {name} have no dimension"
+        elif isinstance(part, spaces.Box) and 0 in part.shape and not own_layers:
+            raise ValueError(f"Observations of {name} are empty: give the policy something to look at, such as a constant.")
+        elif not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise ValueError(f"Observations of {name} are not supported: use Box, Discrete, MultiDiscrete or MultiBinary.")
+        else:
+            continue
+        raise ValueError(
+            f"{what}, which SB3's policies cannot take: wrap the environment in gymnasium.wrappers.FlattenObservation "
+            "(dictionaries become vectors, for MlpPolicy), or give the policy an extract_features of its own."
+        )
 
 
 def _check_buffer_class(model: "PolicyGradient") -> None:

@@ -32,6 +32,7 @@ from sb3_pg.policies import (
     find_kind,
 )
 from sb3_pg.policies.kind import CHUNK_SIZE
+from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
 
@@ -148,13 +149,14 @@ class PolicyGradient(RolloutAlgorithm):
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        action_space = policy_action_space(self.action_space)
         self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps, self.observation_space, self.action_space, device=self.device, gamma=self.gamma,
+            self.n_steps, self.observation_space, action_space, device=self.device, gamma=self.gamma,
             gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
         )  # fmt: skip
         kind = find_kind(self.policy_class)
         policy = kind.make_policy(
-            self.policy_class, self.observation_space, self.action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
+            self.policy_class, self.observation_space, action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
         )
         self.policy = policy.to(self.device)
         self._maybe_recommend_cpu()
@@ -302,8 +304,10 @@ class PolicyGradient(RolloutAlgorithm):
         """
         masks = {} if action_masks is None else {"action_masks": action_masks}
         with self.kind.computing():
-            predicted: tuple[Any, Any] = self.policy.predict(observation, state, episode_start, deterministic, **masks)
-        return predicted
+            actions, state = self.policy.predict(observation, state, episode_start, deterministic, **masks)
+        if policy_action_space(self.action_space) is not self.action_space:
+            actions = to_env_actions(actions, self.action_space)
+        return actions, state
 
     def learn(
         self: SelfPolicyGradient,
