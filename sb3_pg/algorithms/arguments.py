@@ -1,14 +1,21 @@
 """Checks of the constructors' arguments: ``TypeError`` or ``ValueError`` in one sentence that says what to do."""
 
+import difflib
 import inspect
+import io
+import json
+import zipfile
+from contextlib import nullcontext
 from math import inf, isfinite
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_pg.policies import find_kind
@@ -110,13 +117,23 @@ def _check_buffer_class(model: "PolicyGradient") -> None:
         )
 
 
+def require_env(model: "RolloutAlgorithm") -> None:
+    """Refuse to go on without an environment.
+
+    :raises ValueError: saying how to give one
+    """
+    if model.env is None:
+        name = type(model).__name__
+        raise ValueError(f"There is no environment to learn from: pass env to {name} or {name}.load, or call set_env.")
+
+
 def check_env(model: "RolloutAlgorithm") -> None:
     """Refuse environments that cannot be trained on; a model that is loaded may still be evaluated there.
 
-    :raises ValueError: if they lack what the policy is shown, or whole episodes are wanted and a reset does not begin one
+    :raises ValueError: if there are none, they lack what the policy is shown, or whole episodes cannot begin with a reset
     """
-    if model.env is None:
-        return
+    require_env(model)
+    assert model.env is not None
     model.kind.check_env(model.env)
     if not model.whole_episodes:
         return
@@ -130,6 +147,34 @@ def check_env(model: "RolloutAlgorithm") -> None:
             'instead: use VanillaPG(weights="gae", n_episodes=None), or make the environments with '
             "terminal_on_life_loss=False."
         )
+
+
+def check_load_keywords(algorithm: type["PolicyGradient"], path: str | Path | io.BufferedIOBase, names: set[str]) -> None:
+    """Refuse keywords of ``load`` that would change nothing. SB3 takes any, and sets attributes of these names.
+
+    What counts are the constructor's parameters and what else the model was saved with, such as ``n_envs``; not what only the
+    base classes' constructors take (``vf_coef``), nor the policy, which is the saved one.
+
+    :raises TypeError: naming the keyword that may have been meant
+    """
+    own: list[str] = []
+    inherited: list[str] = []
+    is_own = True
+    for cls in algorithm.__mro__:
+        if "__init__" in vars(cls) and cls is not object:
+            parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+            (own if is_own else inherited).extend(parameters)
+            is_own = is_own and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = [name for name in own if name not in ("self", "policy", "_init_setup_model")]
+    if names <= set(known):
+        return
+    is_open = isinstance(path, io.BufferedIOBase)
+    with nullcontext(path) if is_open else open_path(path, "r", suffix="zip") as file, zipfile.ZipFile(file) as archive:
+        saved = json.loads(archive.read("data"))
+    for name in sorted(names - set(known) - (saved.keys() - set(inherited))):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}, and attributes of the saved model."
+        raise TypeError(f"{algorithm.__name__}.load() does not take {name!r}: {hint}")
 
 
 def check_integer(name: str, value: Any, minimum: int, hint: str = "") -> None:

@@ -1,5 +1,7 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
+import io
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_pg import distributed
-from sb3_pg.algorithms.arguments import check_arguments, check_env
+from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic, fuse
 from sb3_pg.finite import require_finite, require_finite_rows
@@ -97,6 +99,7 @@ class PolicyGradient(RolloutAlgorithm):
         # Steps since the start of the episode in progress, (n_envs,)
         self._episode_timesteps = np.zeros(0, dtype=np.int64)
         if _init_setup_model:
+            require_env(self)
             self._setup_model()
             self._check_env()
 
@@ -185,6 +188,32 @@ class PolicyGradient(RolloutAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "critic_optimizer"], variables
+
+    @classmethod
+    def load(
+        cls: type[SelfPolicyGradient],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPolicyGradient:
+        """Load a model that :meth:`save` has written.
+
+        :param path: file, with or without ``.zip``, or a file-like object
+        :param env: environment to learn from; None if the model is to predict
+        :param device: device on which the networks run
+        :param custom_objects: what to take in the place of saved objects that cannot be read, by name
+        :param print_system_info: print the system the model was saved on, and this one
+        :param force_reset: begin the next ``learn`` with a reset of the environment
+        :param kwargs: arguments of the constructor, or attributes of the saved model such as ``n_envs``, to change
+        :return: the model
+        :raises TypeError: if a keyword is none of these
+        """
+        check_load_keywords(cls, path, set(kwargs))
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     # Training
 
@@ -327,7 +356,8 @@ class PolicyGradient(RolloutAlgorithm):
         :param reset_num_timesteps: False to go on counting from the last call
         :param progress_bar: show a progress bar (tqdm and rich)
         :return: the model
-        :raises ValueError: if the environments do not fit: whole episodes that cannot be reset, a single one left out
+        :raises ValueError: if there are no environments, or they do not fit: whole episodes that cannot be reset, a single one
+            left out
         """
         self._check_env()
         return super().learn(
