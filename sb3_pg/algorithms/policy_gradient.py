@@ -64,7 +64,11 @@ class PolicyGradient(RolloutAlgorithm):
         "MaskableMlpLstmPolicy": MaskableRecurrentActorCriticPolicy,
         "MaskableMultiInputLstmPolicy": MaskableRecurrentMultiInputActorCriticPolicy,
     }
+    #: Steps between two logs, at least, where ``learn`` is given no ``log_interval``: PPO's pace in one environment
+    LOG_STEPS: ClassVar[int] = 2048
+
     critic_optimizer: th.optim.Optimizer
+    _paces_logs = False
 
     def __init__(
         self,
@@ -342,7 +346,7 @@ class PolicyGradient(RolloutAlgorithm):
         self: SelfPolicyGradient,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 10,
+        log_interval: int | None = 0,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -351,7 +355,9 @@ class PolicyGradient(RolloutAlgorithm):
 
         :param total_timesteps: environment steps, over all environments
         :param callback: called at every step with the state of the rollout
-        :param log_interval: rollouts between two logs
+        :param log_interval: rollouts between two logs, or None for none. 0, the default: a log at the end of the rollout that
+            completes 2,048 steps since the last one (``LOG_STEPS`` of the class). What a rollout costs depends on the class,
+            its settings, the number of environments and, with whole episodes, on the policy: no number of rollouts is a pace
         :param tb_log_name: name of the TensorBoard run; the name of the class if None
         :param reset_num_timesteps: False to go on counting from the last call
         :param progress_bar: show a progress bar (tqdm and rich)
@@ -360,11 +366,24 @@ class PolicyGradient(RolloutAlgorithm):
             left out
         """
         self._check_env()
+        self._paces_logs = log_interval == 0
+        self._next_log = self.LOG_STEPS + (0 if reset_num_timesteps else self.num_timesteps)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
-            log_interval=log_interval,
+            log_interval=1 if log_interval == 0 else log_interval,  # type: ignore[arg-type]
             tb_log_name=tb_log_name or type(self).__name__,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log of a rollout, unless the last one was written a short while ago.
+
+        :param iteration: number of the rollout, from 1; 0 where someone else than ``learn`` wants a log
+        """
+        if iteration > 0 and self._paces_logs:
+            if self.num_timesteps < self._next_log:
+                return
+            self._next_log = self.num_timesteps + self.LOG_STEPS
+        super().dump_logs(iteration)

@@ -11,7 +11,7 @@ import pytest
 import torch as th
 from helpers import VARIANTS, changed, params, variants
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import (
     FakeImageEnv,
@@ -21,6 +21,7 @@ from stable_baselines3.common.envs import (
     IdentityEnvMultiDiscrete,
     SimpleMultiObsEnv,
 )
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
@@ -210,3 +211,52 @@ def test_load_of_a_users_class(tmp_path: Path) -> None:
     assert model.temperature == 3.0 and model.n_steps == 8
     with pytest.raises(TypeError, match=r"Mine\.load\(\) does not take 'n_step': did you mean 'n_steps'"):
         Mine.load(tmp_path / "m", n_step=8)
+
+
+class Rows(KVWriter):
+    """Where rows of a log are counted."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.steps.append(step)
+
+
+def rows_of(model: PolicyGradient, n_steps: int, **kwargs: Any) -> list[int]:
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(n_steps, **kwargs)
+    return rows.steps
+
+
+@pytest.mark.parametrize(
+    "cls, kwargs, n_envs, every",
+    [
+        (VanillaPG, {}, 8, 2048),
+        (VanillaPG, {}, 1, 2048),
+        (VanillaPG, dict(n_steps=5), 8, 2080),  # 52 rollouts of 40 steps
+        (NaturalPG, {}, 8, 8192),
+        (NaturalPG, {}, 1, 2048),
+    ],
+)
+def test_the_pace_of_the_log(cls: type[PolicyGradient], kwargs: dict[str, Any], n_envs: int, every: int) -> None:
+    model = cls("MlpPolicy", make_vec_env("CartPole-v1", n_envs, seed=0), seed=0, **kwargs)
+    steps = rows_of(model, 2 * every)
+    assert steps == [every, 2 * every]
+    # Going on: the pace is that of each call of learn
+    assert rows_of(model, every, reset_num_timesteps=False) == [model.num_timesteps] == [3 * every]
+
+
+def test_the_pace_of_the_log_with_whole_episodes() -> None:
+    model = ReinforceBaseline("MlpPolicy", "CartPole-v1", n_episodes=1, seed=0)
+    gaps = np.diff([0, *rows_of(model, 10_000)])
+    assert 4 <= len(gaps) <= 5 and all(gaps >= 2048) and all(gaps < 2048 + 500)
+
+
+def test_the_pace_of_the_log_on_request() -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    assert rows_of(model, 160, log_interval=3) == [48, 96, 144]
+    assert rows_of(model, 160, log_interval=None) == []
+    assert rows_of(model, 160, log_interval=None, callback=LogEveryNTimesteps(32)) == [32, 64, 96, 128, 160]
+    assert rows_of(model, 64, callback=LogEveryNTimesteps(32)) == [32, 64]
