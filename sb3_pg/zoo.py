@@ -7,10 +7,14 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stable_baselines3.common import env_util
+from stable_baselines3.common.monitor import Monitor
+
 from sb3_pg.algorithms.natural_pg import NaturalPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
 from sb3_pg.algorithms.vanilla_pg import VanillaPG
+from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -58,8 +62,9 @@ def _extend(manager: Any) -> None:
     """Teach rl-zoo3's ExperimentManager what it has no setting for: where our files are, and our schedules.
 
     And mend it, for all algorithms: ``env_kwargs`` of a file are the evaluation environments' too, and a file without an entry
-    for Atari is named.
+    for Atari is named. The files of Monitor say how many steps of ours were abandoned.
     """
+    create_envs = manager.create_envs
     init, preprocess_schedules = manager.__init__, manager._preprocess_schedules
     read_hyperparameters, preprocess_hyperparams = manager.read_hyperparameters, manager._preprocess_hyperparams
 
@@ -100,6 +105,16 @@ def _extend(manager: Any) -> None:
             self.eval_env_kwargs = self.env_kwargs
         return preprocessed
 
+    @wraps(create_envs)
+    def _create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # SB3's make_vec_env knows no other Monitor than its own
+        env_util.Monitor = EpisodeMonitor if self.algo in ALGORITHMS else Monitor  # type: ignore[misc, attr-defined]
+        try:
+            return create_envs(self, *args, **kwargs)
+        finally:
+            env_util.Monitor = Monitor  # type: ignore[misc, attr-defined]
+
+    manager.create_envs = _create_envs
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
     manager.read_hyperparameters, manager._preprocess_hyperparams = _read_hyperparameters, _preprocess_hyperparams
 

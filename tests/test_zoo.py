@@ -12,8 +12,10 @@ import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common import env_util
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_pg import zoo
@@ -169,3 +171,25 @@ def test_a_file_without_atari_is_named(tmp_path: Path) -> None:
             manager.read_hyperparameters()
     finally:
         del gym.registry["FakePong-v0"]
+
+
+@pytest.mark.parametrize("vec_env_type", ["dummy", "subproc"])
+@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
+def test_files_of_monitor_account_for_abandoned_steps(algo: str, vec_env_type: str, tmp_path: Path) -> None:
+    n_episodes = {"n_episodes": 1} if algo == "reinforce" else {}
+    manager = make_manager(
+        tmp_path, algo, "CartPole-v1", {"n_envs": 4, **n_episodes}, vec_env_type=vec_env_type, eval_freq=-1, n_timesteps=4000
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+    model.learn(4000)
+    model.env.close()
+    assert env_util.Monitor is Monitor
+    table = load_results(manager.save_path)
+    if algo == "a2c":
+        assert "abandoned" not in table
+        return
+    played = model.num_timesteps
+    # What is missing is at most an episode in progress in each environment
+    assert table["l"].sum() < 0.9 * played and played - 4 * 500 < table[["l", "abandoned"]].to_numpy().sum() <= played

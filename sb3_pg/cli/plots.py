@@ -1,10 +1,13 @@
-"""What rl-zoo3's plots would draw, looked at beforehand: they draw an empty figure of nothing."""
+"""rl-zoo3's plots: looked at beforehand, for they draw an empty figure of nothing, and told of steps in no episode."""
 
 import argparse
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
+from stable_baselines3.common.results_plotter import X_TIMESTEPS, ts2xy
 
 
 def check_plot(command: str, arguments: list[str]) -> None:
@@ -75,3 +78,28 @@ def _count_evaluations(run: Path) -> int:
         return 0
     with np.load(path) as evaluations:
         return len(evaluations["timesteps"])
+
+
+def count_abandoned_steps(arguments: list[str]) -> list[str]:
+    """Have plot_train's axis of steps, and its limit, count those of abandoned episodes, where Monitor's files have them.
+
+    :param arguments: of plot_train
+    :return: the arguments, without the limit
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-max", "--max-timesteps", type=int)
+    options, others = parser.parse_known_args(arguments)
+    plot_train: Any = importlib.import_module("rl_zoo3.plots.plot_train")
+
+    def load(path: str) -> Any:
+        table = load_results(path)
+        abandoned = table["abandoned"].fillna(0) if "abandoned" in table else 0
+        table["played"] = (table["l"] + abandoned).cumsum()
+        return table if options.max_timesteps is None else table[table["played"] <= options.max_timesteps]
+
+    def to_xy(table: Any, x_axis: str) -> Any:
+        x, y = ts2xy(table, x_axis)
+        return (table["played"].to_numpy() if x_axis == X_TIMESTEPS else x), y
+
+    plot_train.load_results, plot_train.ts2xy = load, to_xy
+    return others

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from sb3_pg.cli.plots import check_plot
+from sb3_pg.cli.plots import check_plot, count_abandoned_steps
 from sb3_pg.cli.runs import import_packages, read_args
 from sb3_pg.zoo import pass_env_kwargs_of_file, register
 
@@ -33,6 +33,8 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = _import_packages(command, arguments)
     if command in _PLOTTING:
         check_plot(command, arguments)
+    if command == "plot_train":
+        arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
     if command == "record_video":
         pass_env_kwargs_of_file()

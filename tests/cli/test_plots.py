@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from sb3_pg.cli import main
 from sb3_pg.cli.plots import check_plot
@@ -20,6 +21,7 @@ def make_run(folder: Path, name: str, n_episodes: int, n_evaluations: int) -> No
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    plt.switch_backend("Agg")
     make_run(tmp_path / "logs/vpg", "CartPole-v1_1", 20, 2)
     make_run(tmp_path / "logs/vpg", "CartPole-v1_2", 30, 0)
     make_run(tmp_path / "logs/vpg", "Pendulum-v1_1", 0, 0)
@@ -62,3 +64,22 @@ def test_nothing_to_draw(command: str, message: str, runs: Path) -> None:
 def test_something_to_draw(command: str, runs: Path) -> None:
     name, *arguments = command.split()
     check_plot(name, arguments)
+
+
+@pytest.mark.parametrize("limit", ["", "-max 100"])
+def test_the_axis_of_plot_train_counts_abandoned_steps(limit: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "logs/reinforce/CartPole-v1_1"
+    run.mkdir(parents=True)
+    rows = [(1.0, 10, 1.0, 0), (2.0, 20, 2.0, 30), (3.0, 30, 3.0, 5), (4.0, 40, 4.0, 0)]
+    lines = ['#{"t_start": 0.0, "env_id": "x"}', "r,l,t,abandoned", *(",".join(map(str, row)) for row in rows)]
+    (run / "0.monitor.csv").write_text("\n".join(lines) + "\n")
+    plt.close("all")
+    main(f"plot_train -a reinforce -e CartPole-v1 -f logs -w 2 {limit}".split())
+    (line,) = plt.gcf().axes[0].lines
+    expected = [[60, 1.5], [95, 2.5], [135, 3.5]]
+    assert np.column_stack([line.get_xdata(), line.get_ydata()]).tolist() == (expected[:2] if limit else expected)
+    plt.close("all")
+    # Files of other algorithms have no such column
+    main(["plot_train", "-a", "vpg", "-e", "CartPole-v1_2", "-f", "logs", "-w", "20"])
+    assert plt.gcf().axes[0].lines[0].get_xdata().tolist() == [*range(200, 301, 10)]
+    plt.close("all")
