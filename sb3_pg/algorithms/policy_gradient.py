@@ -1,5 +1,7 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
+import io
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_pg import distributed
-from sb3_pg.algorithms.arguments import check_arguments, check_env
+from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic, fuse
 from sb3_pg.evaluation import acted_in
@@ -33,6 +35,7 @@ from sb3_pg.policies import (
     find_kind,
 )
 from sb3_pg.policies.kind import CHUNK_SIZE
+from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
 
@@ -62,7 +65,11 @@ class PolicyGradient(RolloutAlgorithm):
         "MaskableMlpLstmPolicy": MaskableRecurrentActorCriticPolicy,
         "MaskableMultiInputLstmPolicy": MaskableRecurrentMultiInputActorCriticPolicy,
     }
+    #: Steps between two logs, at least, where ``learn`` is given no ``log_interval``: PPO's pace in one environment
+    LOG_STEPS: ClassVar[int] = 2048
+
     critic_optimizer: th.optim.Optimizer
+    _paces_logs = False
 
     def __init__(
         self,
@@ -97,6 +104,7 @@ class PolicyGradient(RolloutAlgorithm):
         # Steps since the start of the episode in progress, (n_envs,)
         self._episode_timesteps = np.zeros(0, dtype=np.int64)
         if _init_setup_model:
+            require_env(self)
             self._setup_model()
             self._check_env()
 
@@ -149,13 +157,14 @@ class PolicyGradient(RolloutAlgorithm):
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        action_space = policy_action_space(self.action_space)
         self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps, self.observation_space, self.action_space, device=self.device, gamma=self.gamma,
+            self.n_steps, self.observation_space, action_space, device=self.device, gamma=self.gamma,
             gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
         )  # fmt: skip
         kind = find_kind(self.policy_class)
         policy = kind.make_policy(
-            self.policy_class, self.observation_space, self.action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
+            self.policy_class, self.observation_space, action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
         )
         self.policy = policy.to(self.device)
         self._maybe_recommend_cpu()
@@ -186,6 +195,32 @@ class PolicyGradient(RolloutAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "critic_optimizer"], variables
+
+    @classmethod
+    def load(
+        cls: type[SelfPolicyGradient],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPolicyGradient:
+        """Load a model that :meth:`save` has written.
+
+        :param path: file, with or without ``.zip``, or a file-like object
+        :param env: environment to learn from; None if the model is to predict
+        :param device: device on which the networks run
+        :param custom_objects: what to take in the place of saved objects that cannot be read, by name
+        :param print_system_info: print the system the model was saved on, and this one
+        :param force_reset: begin the next ``learn`` with a reset of the environment
+        :param kwargs: arguments of the constructor, or attributes of the saved model such as ``n_envs``, to change
+        :return: the model
+        :raises TypeError: if a keyword is none of these
+        """
+        check_load_keywords(cls, path, set(kwargs))
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     # Training
 
@@ -311,14 +346,16 @@ class PolicyGradient(RolloutAlgorithm):
         if action_masks is None and env is not None:
             masks = self.kind.ask(env)
         with self.kind.computing():
-            predicted: tuple[Any, Any] = self.policy.predict(observation, state, episode_start, deterministic, **masks)
-        return predicted
+            actions, state = self.policy.predict(observation, state, episode_start, deterministic, **masks)
+        if policy_action_space(self.action_space) is not self.action_space:
+            actions = to_env_actions(actions, self.action_space)
+        return actions, state
 
     def learn(
         self: SelfPolicyGradient,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 10,
+        log_interval: int | None = 0,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -327,19 +364,35 @@ class PolicyGradient(RolloutAlgorithm):
 
         :param total_timesteps: environment steps, over all environments
         :param callback: called at every step with the state of the rollout
-        :param log_interval: rollouts between two logs
+        :param log_interval: rollouts between two logs, or None for none. 0, the default: a log at the end of the rollout that
+            completes 2,048 steps since the last one (``LOG_STEPS`` of the class). What a rollout costs depends on the class,
+            its settings, the number of environments and, with whole episodes, on the policy: no number of rollouts is a pace
         :param tb_log_name: name of the TensorBoard run; the name of the class if None
         :param reset_num_timesteps: False to go on counting from the last call
         :param progress_bar: show a progress bar (tqdm and rich)
         :return: the model
-        :raises ValueError: if the environments do not fit: whole episodes that cannot be reset, a single one left out
+        :raises ValueError: if there are no environments, or they do not fit: whole episodes that cannot be reset, a single one
+            left out
         """
         self._check_env()
+        self._paces_logs = log_interval == 0
+        self._next_log = self.LOG_STEPS + (0 if reset_num_timesteps else self.num_timesteps)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
-            log_interval=log_interval,
+            log_interval=1 if log_interval == 0 else log_interval,  # type: ignore[arg-type]
             tb_log_name=tb_log_name or type(self).__name__,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log of a rollout, unless the last one was written a short while ago.
+
+        :param iteration: number of the rollout, from 1; 0 where someone else than ``learn`` wants a log
+        """
+        if iteration > 0 and self._paces_logs:
+            if self.num_timesteps < self._next_log:
+                return
+            self._next_log = self.num_timesteps + self.LOG_STEPS
+        super().dump_logs(iteration)

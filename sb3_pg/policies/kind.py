@@ -223,11 +223,7 @@ class PolicyKind(ABC):
     def _find_critic_parameters(self) -> list[th.nn.Parameter]:
         policy, space = self.policy, self.policy.observation_space
         policy.set_training_mode(False)  # batch norm refuses a single sample in train mode
-        zeros = (
-            {key: np.zeros((1, *part.shape), part.dtype) for key, part in space.spaces.items()}  # type: ignore[misc]
-            if isinstance(space, spaces.Dict)
-            else np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
-        )
+        zeros = {key: _zeros(part) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else _zeros(space)
         obs, actions = map_obs(lambda x: th.as_tensor(x, device=policy.device), zeros), self._zero_actions(1)
         parameters = list(policy.parameters())
         frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
@@ -247,3 +243,9 @@ class PolicyKind(ABC):
             for p in frozen:
                 p.requires_grad_(False)
         return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
+
+
+def _zeros(space: spaces.Space) -> np.ndarray:
+    """A batch of one observation: of zeros, or of what the space counts from."""
+    zeros: np.ndarray = np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
+    return zeros + getattr(space, "start", 0)

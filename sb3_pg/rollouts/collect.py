@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.finite import require_finite_rows
 from sb3_pg.policies import PolicyKind, make_kind
+from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 from sb3_pg.rollouts.episodes import EpisodeSelection
 
@@ -103,6 +104,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         selection = EpisodeSelection(
             env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes, self.MAX_EPISODE_STEPS
         )
+        is_translated = policy_action_space(self.action_space) is not self.action_space
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
         # SB3 makes a callback of no callback: nobody reads its locals
         listening = not (type(callback) is ConvertCallback and callback.callback is None)
@@ -132,6 +134,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 else:
                     # Samples of an unbounded Gaussian; the log-probability is that of the unclipped action
                     clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
+            elif is_translated:
+                clipped_actions = to_env_actions(actions, self.action_space)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             dones = np.asarray(dones, dtype=bool)
