@@ -55,15 +55,3 @@ def clip_gradient(what: str, parameters: list[th.nn.Parameter], max_norm: float 
     if max_norm is not None:
         th.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return value
-
-
-def fuse(optimizer: th.optim.Optimizer) -> None:
-    """Let Adam take its step in one kernel, which is several times faster on small networks, unless the user has chosen."""
-    if type(optimizer) in (th.optim.Adam, th.optim.AdamW):
-        for group in optimizer.param_groups:
-            on_known_device = all(p.device.type in ("cpu", "cuda") for p in group["params"])
-            # The kernel goes through memory from end to end
-            is_dense = all(p.is_contiguous() or p.is_contiguous(memory_format=th.channels_last) for p in group["params"])
-            is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
-            if is_open and is_dense and on_known_device:
-                group["fused"] = True

@@ -113,8 +113,8 @@ class NaturalPG(PolicyGradient):
 
     def _step_policy(self, batch: Batch) -> dict[str, float]:
         parameters = [p for p in self.kind.actor_parameters() if p.grad is not None]
-        # Ascent on the objective is descent on the loss
-        gradient = th.cat([-p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
+        # Ascent on the objective is descent on the loss. Nothing is left of it if the user has frozen the actor
+        gradient = th.cat([th.zeros(0, device=self.device), *(-p.grad.flatten() for p in parameters)])  # type: ignore[union-attr]
         grad_norm = gradient.norm().item()
         require_finite("the policy's gradient", grad_norm)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)

@@ -1,8 +1,9 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
 import io
+from operator import is_
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -25,7 +26,8 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_pg import distributed
 from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.batch import Batch, make_batch
-from sb3_pg.algorithms.critic import clip_gradient, fit_critic, fuse
+from sb3_pg.algorithms.critic import clip_gradient, fit_critic
+from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
 from sb3_pg.finite import require_finite, require_finite_rows
 from sb3_pg.losses import score_function_loss
@@ -43,6 +45,16 @@ SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradient")
 
 # Steps, at most, on which the logged KL divergence is estimated
 KL_SAMPLES = 256
+
+
+class _Ending(NamedTuple):
+    """What the weights of a rollout are made of, beside the rollout: see :meth:`PolicyGradient._finish_rollout`."""
+
+    buffer: RolloutBuffer
+    last_values: th.Tensor
+    terminal_values: np.ndarray
+    dones: np.ndarray
+    baseline_state: tuple[Any, ...]
 
 
 class PolicyGradient(RolloutAlgorithm):
@@ -70,6 +82,11 @@ class PolicyGradient(RolloutAlgorithm):
 
     critic_optimizer: th.optim.Optimizer
     _paces_logs = False
+    #: Those the optimizers know of, by name
+    _policy_parameters: dict[str, th.nn.Parameter]
+    _ending: "_Ending | None" = None
+    #: What a baseline that looks back has seen of earlier rollouts
+    _baseline_state: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -172,12 +189,8 @@ class PolicyGradient(RolloutAlgorithm):
         self._setup_critic_optimizer()
 
     def _setup_critic_optimizer(self) -> None:
-        critic_parameters = self.kind.critic_parameters(trainable=False)
-        if self.uses_critic and not critic_parameters:
-            raise ValueError(
-                "The policy has no parameters of its own for V(s): use weights or a baseline without a critic, such as "
-                'VanillaPG(weights="reward_to_go") or ReinforceBaseline(baseline="running_mean").'
-            )
+        critic_parameters = self._find_critic_parameters()
+        self._policy_parameters = dict(self.policy.named_parameters())
         self.critic_optimizer = self.policy.optimizer_class(
             [{"params": critic_parameters}],
             lr=self.critic_lr_schedule(1.0),  # type: ignore[call-arg]
@@ -185,12 +198,45 @@ class PolicyGradient(RolloutAlgorithm):
         )
         fuse(self.critic_optimizer)
 
+    def _find_critic_parameters(self) -> list[th.nn.Parameter]:
+        critic_parameters = self.kind.critic_parameters(trainable=False)
+        # A policy that cannot be asked before the environments have been is asked at the first update
+        if self.uses_critic and not critic_parameters and self.kind.divide():
+            raise ValueError(
+                "The policy has no parameters of its own for V(s): use weights or a baseline without a critic, such as "
+                'VanillaPG(weights="reward_to_go") or ReinforceBaseline(baseline="running_mean").'
+            )
+        return critic_parameters
+
+    def _follow_policy(self) -> None:
+        """Let the optimizers hold what the user has put into the policy, or in the place of it, since the last update."""
+        before, now = self._policy_parameters, dict(self.policy.named_parameters())
+        if not {id(p) for p in before.values()} & {id(p) for p in now.values()}:  # another policy, with its own optimizer
+            self._setup_critic_optimizer()
+            return
+        if not (before.keys() == now.keys() and all(now[name] is p for name, p in before.items())):
+            follow_replacements(self.policy.optimizer, before, now)
+            self._policy_parameters = now
+        critic_parameters = self._find_critic_parameters()
+        held = [p for group in self.critic_optimizer.param_groups for p in group["params"]]
+        if not (len(held) == len(critic_parameters) and all(map(is_, held, critic_parameters))):
+            hold_parameters(self.critic_optimizer, critic_parameters)
+            fuse(self.critic_optimizer)
+
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        is_set = self.critic_learning_rate is not None
-        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate if is_set else self.learning_rate)  # type: ignore
-        is_schedule = callable(self.ent_coef)
-        self.ent_coef_schedule = FloatSchedule(self.ent_coef if is_schedule else float(self.ent_coef))
+        rate = self.critic_learning_rate
+        self._own_critic_lr_schedule: Schedule | None = None if rate is None else FloatSchedule(rate)
+        self.ent_coef_schedule = FloatSchedule(self.ent_coef if callable(self.ent_coef) else float(self.ent_coef))
+
+    @property
+    def critic_lr_schedule(self) -> Schedule:
+        """Learning rate of the critic: SB3's ``lr_schedule``, which users may replace, unless it has its own."""
+        return self.lr_schedule if self._own_critic_lr_schedule is None else self._own_critic_lr_schedule
+
+    @critic_lr_schedule.setter
+    def critic_lr_schedule(self, schedule: Schedule) -> None:
+        self._own_critic_lr_schedule = schedule
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -222,28 +268,55 @@ class PolicyGradient(RolloutAlgorithm):
         check_load_keywords(cls, path, set(kwargs))
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_policy_parameters", "_ending"]
+
     # Training
 
     def _finish_rollout(
         self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray
     ) -> None:
         """Fill in the weights, less the baseline, and the critic's targets."""
+        self._ending = _Ending(rollout_buffer, last_values, terminal_values, dones, self._baseline_state)
         if not isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.rewards += self.gamma * terminal_values
-            rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-            return
-        rollout_buffer.compute_returns_and_advantage(last_values, dones, self.weights, terminal_values)
-        require_finite_rows("weight", rollout_buffer.advantages)
-        self._subtract_baseline(rollout_buffer, dones)
+        self.recompute_weights()
+        if isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            rollout_buffer.weigh = self._weigh  # what SB3's callbacks call after they have changed rewards
         if self.whole_episodes:
+            assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
             mask = rollout_buffer.mask
             n_used, n_played = distributed.total(int(mask.sum())), distributed.total(mask.size)
             n_episodes = distributed.total(int((mask & (rollout_buffer.timesteps == 0)).sum()))
             self.logger.record("rollout/episodes_used", n_episodes)
             self.logger.record("rollout/steps_used_fraction", n_used / n_played)
 
+    def recompute_weights(self) -> None:
+        """Make the weights, less the baseline, and the critic's targets of the last rollout anew.
+
+        For callbacks that change ``rollout_buffer.rewards`` in ``on_rollout_end``, such as intrinsic rewards. What was
+        bootstrapped stays as it was, and a baseline that looks back has seen the rollout once, with its new rewards.
+
+        :raises RuntimeError: if there is no rollout
+        """
+        if self._ending is None:
+            raise RuntimeError("There is no rollout to weigh: call recompute_weights() in on_rollout_end or later.")
+        self._weigh(self._ending.last_values, self._ending.dones)
+
+    def _weigh(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        assert self._ending is not None
+        buffer = self._ending.buffer
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+            return
+        buffer.compute_returns_and_advantage(last_values, dones, self.weights, self._ending.terminal_values)
+        require_finite_rows("weight", buffer.advantages)
+        self._baseline_state = self._ending.baseline_state
+        self._subtract_baseline(buffer, dones)
+
     def train(self) -> None:
         """One policy step on the rollout, then the critic's fit."""
+        self._follow_policy()
         with self.kind.computing():
             batch = make_batch(self)
             metrics = self._update_policy(batch)
@@ -280,10 +353,14 @@ class PolicyGradient(RolloutAlgorithm):
             require_finite("the policy's loss", policy_loss + ent_coef * entropy_sum)
             if ent_coef != 0.0:
                 loss = loss - ent_coef * entropy_of_chunk / normalizer
-            loss.backward()  # type: ignore[no-untyped-call]
-        distributed.sum_gradients(self.kind.actor_parameters())
+            if loss.requires_grad:  # the user may have frozen the actor
+                loss.backward()  # type: ignore[no-untyped-call]
+        actor_parameters = self.kind.actor_parameters()
+        distributed.sum_gradients(actor_parameters)
         metrics = self._step_policy(batch)
-        if any(isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()):
+        if actor_parameters and any(
+            isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()
+        ):
             self._update_batch_statistics(batch)
         return {
             "policy_loss": distributed.total(policy_loss),
@@ -312,12 +389,9 @@ class PolicyGradient(RolloutAlgorithm):
 
     def _update_critic(self, batch: Batch) -> dict[str, float]:
         """The critic's fit, at its own learning rate; return what to log."""
-        if {id(p) for group in self.critic_optimizer.param_groups for p in group["params"]} != {
-            id(p) for p in self.kind.critic_parameters(trainable=False)
-        }:
-            self._setup_critic_optimizer()  # the user has replaced the policy
-        update_learning_rate(self.critic_optimizer, self.critic_lr_schedule(self._current_progress_remaining))
-        return fit_critic(self, batch)
+        learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.critic_optimizer, learning_rate)
+        return {**fit_critic(self, batch), "critic_learning_rate": learning_rate}
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # Whole episodes overshoot total_timesteps, where a linear schedule would turn negative and the step into an ascent

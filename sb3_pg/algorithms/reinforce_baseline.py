@@ -98,6 +98,14 @@ class ReinforceBaseline(PolicyGradient):
         """Always: the baselines here are of Monte-Carlo returns."""
         return True
 
+    @property
+    def _baseline_state(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return self._running_mean, self._optimal_moments
+
+    @_baseline_state.setter
+    def _baseline_state(self, state: tuple[Any, ...]) -> None:
+        self._running_mean, self._optimal_moments = state
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
         if self.baseline not in ("value", "leave_one_out", "running_mean", "optimal"):

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.policies.parameters import find_critic_parameters, guess_critic_parameters, sample
 from sb3_pg.policies.privileged import build_policy
-from sb3_pg.policies.steps import Rows, Steps, map_obs, take_obs
+from sb3_pg.policies.steps import Rows, Steps, map_obs, n_obs, take_obs
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -57,7 +59,11 @@ class PolicyKind(ABC):
 
     def __init__(self, policy: Any):
         self.policy = policy
-        self._critic_parameters = self._find_critic_parameters()
+        self._parameters: list[th.nn.Parameter] = []
+        self._critic_parameters: list[th.nn.Parameter] = []
+        self._is_divided = False
+        self._real_observations: Any = None
+        self.divide()
 
     @classmethod
     def make_policy(
@@ -100,6 +106,13 @@ class PolicyKind(ABC):
         :return: the sampler
         """
 
+    def begin_part(self) -> None:  # noqa: B027 - most kinds act on observations alone
+        """The policy has been changed within a rollout: the steps to come are scored apart from those before."""
+
+    @abstractmethod
+    def remake_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
+        """As :meth:`make_sampler`, for the rest of a rollout in which something of the policy has been replaced."""
+
     # Scoring
 
     @abstractmethod
@@ -121,12 +134,13 @@ class PolicyKind(ABC):
         """
 
     @abstractmethod
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
-        """Write the log-probabilities of a rollout that has just been played into its buffer.
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
+        """Write the log-probabilities of steps that have just been played into their buffer.
 
-        :param buffer: the rollout
+        :param buffer: the rollout, which need not be over
+        :param rows: the steps: the whole rollout, or a part that begins with it or after :meth:`begin_part`
         :param with_values: whether V is wanted as well
-        :param goes_on: whether the next rollout goes on with the episodes in progress
+        :param goes_on: whether the next part or rollout goes on with the episodes in progress
         """
 
     @abstractmethod
@@ -155,8 +169,11 @@ class PolicyKind(ABC):
             log_prob, _ = self.log_prob_and_entropy(steps[chunk])
             rows = []
             for psi in th.as_tensor(weights[:, chunk]).to(log_prob):
-                parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
-                rows.append(compress(th.cat([part.flatten() for part in parts])))
+                if log_prob.requires_grad:
+                    parts = th.autograd.grad(log_prob, parameters, psi, retain_graph=True, materialize_grads=True)
+                else:  # the user has frozen all that it depends on
+                    parts = tuple(th.zeros_like(p) for p in parameters)
+                rows.append(compress(th.cat([psi.new_zeros(0), *(part.flatten() for part in parts)])))
             sums = sums + th.stack(rows).cpu().numpy()
         return np.asarray(sums)
 
@@ -205,47 +222,50 @@ class PolicyKind(ABC):
         return self._as_policy_actions(actions.reshape(n, -1))
 
     def critic_parameters(self, trainable: bool = True) -> list[th.nn.Parameter]:
-        """Parameters that V(s) depends on and log π(a∣s) does not: those a shared features extractor has are the actor's.
+        """Parameters that V(s) depends on and log π(a∣s) does not: what both depend on is the actor's.
 
         :param trainable: without those the user has frozen
         """
+        self.divide()
         return [p for p in self._critic_parameters if p.requires_grad or not trainable]
 
     def actor_parameters(self) -> list[th.nn.Parameter]:
         """All other parameters of the policy that may be trained."""
+        self.divide()
         critic = {id(p) for p in self._critic_parameters}
         return [p for p in self.policy.parameters() if p.requires_grad and id(p) not in critic]
 
-    @abstractmethod
-    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """V and log π of one observation of zeros, with their graph."""
+    def divide(self, observations: Any = None) -> bool:
+        """Find out which parameters are whose, unless that is known of the parameters that the policy has now.
 
-    def _find_critic_parameters(self) -> list[th.nn.Parameter]:
-        policy, space = self.policy, self.policy.observation_space
-        policy.set_training_mode(False)  # batch norm refuses a single sample in train mode
-        zeros = {key: _zeros(part) for key, part in space.spaces.items()} if isinstance(space, spaces.Dict) else _zeros(space)
-        obs, actions = map_obs(lambda x: th.as_tensor(x, device=policy.device), zeros), self._zero_actions(1)
-        parameters = list(policy.parameters())
-        frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
-        for p in frozen:
-            p.requires_grad_(True)
-        # Zeros may lie outside the observation space, where a policy may be NaN: what depends on what shows all the same
-        validates = th.distributions.Distribution._validate_args
-        th.distributions.Distribution.set_default_validate_args(False)
+        :param observations: real ones, ``(n, …)`` or a dictionary of such, for policies that samples of the observation space
+            do not serve; None if there are none yet
+        :return: whether it is known. If not, those that have the usual names are the critic's
+        """
+        parameters = list(self.policy.parameters())
+        is_same = len(parameters) == len(self._parameters) and all(map(is_, parameters, self._parameters))
+        if is_same and (self._is_divided or observations is None):
+            return self._is_divided
+        self._parameters, self._is_divided = parameters, False
+        self._real_observations = self._real_observations if observations is None else observations
         try:
-            values, log_prob = self._evaluate_zeros(obs, actions)
-            of_actor = th.autograd.grad(log_prob.sum(), parameters, retain_graph=True, allow_unused=True)
-            of_critic = th.autograd.grad(values.sum(), parameters, allow_unused=True) if values.requires_grad else ()
-            with th.no_grad():  # the policy remembers its last distribution: one with a graph could not be copied
-                self._evaluate_zeros(obs, actions)
-        finally:
-            th.distributions.Distribution.set_default_validate_args(validates)
-            for p in frozen:
-                p.requires_grad_(False)
-        return [p for p, c, a in zip(parameters, of_critic, of_actor) if c is not None and a is None]  # noqa: B905
+            self._critic_parameters = self._find_critic_parameters(sample(self.policy.observation_space))
+        except Exception:  # whatever the policy raises on what is no observation of the environments'
+            self._critic_parameters = guess_critic_parameters(self.policy)
+            if self._real_observations is None:
+                return False
+            self._critic_parameters = self._find_critic_parameters(self._real_observations)
+        self._is_divided = True
+        return True
 
+    def _find_critic_parameters(self, observations: Any) -> list[th.nn.Parameter]:
+        n, space = n_obs(observations), self.policy.action_space
+        # A Gaussian has a density everywhere, and a squashed one at 0 for certain
+        is_box = isinstance(space, spaces.Box)
+        actions = self._zero_actions(n) if is_box else th.as_tensor(sample(space, n), device=self.policy.device)
+        actions = actions if is_box else self._as_policy_actions(actions.reshape(n, -1).float())
+        return find_critic_parameters(self.policy, self._evaluate, observations, actions)
 
-def _zeros(space: spaces.Space) -> np.ndarray:
-    """A batch of one observation: of zeros, or of what the space counts from."""
-    zeros: np.ndarray = np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
-    return zeros + getattr(space, "start", 0)
+    @abstractmethod
+    def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """V and log π of steps, whatever was before them, with their graph, ``(n,)`` or ``(n, 1)``."""

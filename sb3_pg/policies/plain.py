@@ -1,6 +1,7 @@
 """Policies without memory or masks: SB3's ActorCriticPolicy family and what users derive from it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_pg.losses import pseudo_entropy
 from sb3_pg.policies import kind
@@ -50,8 +53,12 @@ class PlainKind(PolicyKind):
 
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
         """The cheapest way to draw actions that the policy allows (see policies/sampling.py)."""
-        policy = self.policy
         self._begin(env)
+        return self.remake_sampler(env, through_forward)
+
+    def remake_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
+        """As the policy is now."""
+        policy = self.policy
         if through_forward or self.overrides("forward", "__call__", *_NOT_SHARED) or is_altered(policy):
             return self._sample_forward
         if self.overrides("_get_action_dist_from_latent") or not takes_noise(policy.action_dist):
@@ -165,26 +172,27 @@ class PlainKind(PolicyKind):
 
     def _divergence_from_itself(self, steps: Steps, *memory: Any) -> th.Tensor:
         arguments = self._arguments(steps.context)
-        with th.no_grad():
-            old = copy(self._distribution(steps.observations, *memory, **arguments))
-        return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
+        with _twice_differentiable(self.policy):
+            with th.no_grad():
+                old = copy(self._distribution(steps.observations, *memory, **arguments))
+            return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
         """One batched pass over the steps in use, in the order of time."""
+        buffer.values[rows] = buffer.log_probs[rows] = 0.0
         values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        values[:] = log_probs[:] = 0.0
-        used = np.flatnonzero(buffer.mask)
+        used = rows.start * buffer.n_envs + np.flatnonzero(buffer.mask[rows])
         with th.no_grad():
             for chunk in _slices(len(used)):
-                rows = used[chunk]
-                steps = self._take_steps(buffer, rows)
-                log_probs[rows] = self.log_prob_and_entropy(steps)[0].cpu().numpy()
+                part = used[chunk]
+                steps = self._take_steps(buffer, part)
+                log_probs[part] = self.log_prob_and_entropy(steps)[0].cpu().numpy()
                 if with_values:
-                    values[rows] = self.values(steps).cpu().numpy()
+                    values[part] = self.values(steps).cpu().numpy()
 
     def _take_steps(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Steps:
         """Rows of the buffer, counted through its environments and then through time."""
-        n_rows = buffer.buffer_size * buffer.n_envs
+        n_rows = buffer.mask.size  # with those that are yet to come
 
         def take(x: np.ndarray) -> Any:
             return x.reshape(n_rows, *x.shape[2:])[rows]
@@ -216,9 +224,28 @@ class PlainKind(PolicyKind):
         """At random where a pattern in time must not matter: every second step may see one half of a two-phase environment."""
         return th.randperm(len(steps))[:size] if shuffled else slice(None, None, -(-len(steps) // size))
 
-    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         values, log_prob, _ = self.policy.evaluate_actions(obs, actions)
         return values, log_prob
+
+
+@contextmanager
+def _twice_differentiable(policy: Any) -> Iterator[None]:
+    """Through kernels that have a second derivative, which the Fisher product takes.
+
+    Fused attention has none, and neither have the LSTMs of oneDNN and cuDNN; their convolutions, which have, stay.
+    """
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
+    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn) if is_recurrent else ()
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 def _slices(n: int) -> Iterable[slice]:

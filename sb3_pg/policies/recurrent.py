@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 Memory = tuple[th.Tensor, ...]
 
 # What ``Steps.context["segment"]`` says of a step: that it goes on with the segment, that it begins one without memory, or
-# else, a number from 0 on, that it begins one with the memory that this environment had at the start of the rollout
+# else, a number from 0 on, that it begins one with the memory of that number: those the environments had at the start of the
+# rollout, followed by those they had wherever the policy was changed within it
 _GOES_ON, _BEGINS = -2, -1
 # Multiplications in a step of the LSTM up to which NumPy is faster than torch
 _MOST_IN_NUMPY = 2**23
@@ -51,7 +52,7 @@ class RecurrentKind(PlainKind):
         #: The memory after the last step that was played: the actor's, NumPy's, and the critic's
         self._actor_memory: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0, 0)), np.zeros((0, 0, 0)))
         self._critic_memory: Memory = (th.zeros(0), th.zeros(0))
-        #: The memory at the start of the rollout
+        #: The memories that the segments in progress began with: at the start of the rollout, and wherever a part of it began
         self._initial = RNNStates((th.zeros(0), th.zeros(0)), (th.zeros(0), th.zeros(0)))
 
     @contextmanager
@@ -76,6 +77,15 @@ class RecurrentKind(PlainKind):
             self._critic_memory = th.zeros(shape, device=device), th.zeros(shape, device=device)
         self._initial = RNNStates(self._to_torch(copy=True), self._critic_memory)
         self._goes_on = np.arange(env.num_envs)
+
+    def begin_part(self) -> None:
+        """Go on with the memory that the policy has before the change."""
+        now = RNNStates(self._to_torch(copy=True), self._critic_memory)
+        self._goes_on = np.arange(len(self._goes_on)) + self._initial.pi[0].shape[1]
+        self._initial = RNNStates(*(
+            tuple(th.cat(states, dim=1) for states in zip(old, new, strict=True))
+            for old, new in zip(self._initial, now, strict=True)
+        ))  # fmt: skip
 
     def _to_torch(self, copy: bool = False) -> Memory:
         """The actor's memory as tensors; without a copy views of it, on the CPU."""
@@ -147,11 +157,10 @@ class RecurrentKind(PlainKind):
         return values
 
     def kl_divergence(self, steps: Steps) -> th.Tensor:
-        """Through kernels that have a second derivative, which the Fisher product takes."""
-        with _twice_differentiable():
-            (divergence,) = self._replay(
-                lambda part, *memory: (self._divergence_from_itself(part, *memory),), steps, self._initial.pi
-            )
+        """Of a replay of the segments that these steps are."""
+        (divergence,) = self._replay(
+            lambda part, *memory: (self._divergence_from_itself(part, *memory),), steps, self._initial.pi
+        )
         return divergence
 
     def _evaluate_actions(self, obs: Any, actions: th.Tensor, *memory: Any, **arguments: Any) -> Any:
@@ -191,24 +200,27 @@ class RecurrentKind(PlainKind):
             h[:, carried], c[:, carried] = (x[:, segment[carried]] for x in initial)
         return h, c
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", with_values: bool, goes_on: bool) -> None:
+    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
         """One replay of the steps in use."""
+        buffer.values[rows] = buffer.log_probs[rows] = 0.0
         values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        values[:] = log_probs[:] = 0.0
-        rows = np.arange(buffer.mask.size).reshape(buffer.mask.shape).T[buffer.mask.T]  # environment by environment
-        steps = self._take_steps(buffer, rows)
+        # Environment by environment
+        played, mask = np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T, buffer.mask[rows].T
+        used = played[mask]
+        steps = self._take_steps(buffer, used)
         with th.no_grad():
             for chunk in self.chunks(steps):
-                log_probs[rows[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
+                log_probs[used[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
                 if with_values:
-                    values[rows[chunk]] = self.values(steps[chunk]).cpu().numpy()
+                    values[used[chunk]] = self.values(steps[chunk]).cpu().numpy()
             if with_values and goes_on and self.policy.lstm_critic is not None:
+                steps = steps if mask.all() else self._take_steps(buffer, played.ravel())
                 self._critic_memory = self._final_critic_memory(steps)
 
     def _final_critic_memory(self, steps: Steps) -> Memory:
         """The critic's memory after the last step of each environment, of a rollout that is cut."""
         segment = steps.context["segment"].cpu().numpy()
-        n_envs = self._initial.vf[0].shape[1]
+        n_envs = len(self._goes_on)
         ends = np.arange(1, n_envs + 1) * (len(segment) // n_envs)
         begins = _starts(segment)[np.searchsorted(_starts(segment), ends, side="left") - 1]
         order = np.argsort(begins - ends, kind="stable")  # the longest first
@@ -285,25 +297,12 @@ class RecurrentKind(PlainKind):
         order = th.randperm(len(starts))[:n].numpy() if shuffled else np.arange(n) * len(starts) // n
         return _rows(starts[order], lengths[order])
 
-    def _evaluate_zeros(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         n_layers, _, n_units = self.policy.lstm_hidden_state_shape
-        zeros = th.zeros((n_layers, 1, n_units), device=self.policy.device)
-        values, log_prob, _ = self._evaluate_actions(obs, actions, (zeros, zeros), self._no_starts(1))
+        shape = n_layers, len(actions), n_units
+        memory = th.linspace(-0.5, 0.5, int(np.prod(shape)), device=self.policy.device).reshape(shape)
+        values, log_prob, _ = self._evaluate_actions(obs, actions, (memory, memory), self._no_starts(len(actions)))
         return values, log_prob
-
-
-@contextmanager
-def _twice_differentiable() -> Iterator[None]:
-    """Without the LSTMs of oneDNN and cuDNN, which have no second derivative."""
-    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn)
-    before = [library.enabled for library in libraries]
-    try:
-        for library in libraries:
-            library.enabled = False
-        yield
-    finally:
-        for library, enabled in zip(libraries, before, strict=True):
-            library.enabled = enabled
 
 
 def _starts(segment: np.ndarray) -> np.ndarray:

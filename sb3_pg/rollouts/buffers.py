@@ -1,6 +1,6 @@
 """Rollout buffers for cut rollouts and for whole episodes of unknown length."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,9 +17,19 @@ _SAMPLED = ("observations", "actions", "values", "log_probs", "advantages", "ret
 _STORED = (*_SAMPLED, "rewards", "episode_starts", "timesteps", "mask")
 
 
-def _as_float_like(stored: np.ndarray, values: np.ndarray) -> np.ndarray:
-    is_cut = stored.dtype.kind in "iu" and values.dtype.kind == "f"
-    return stored.astype(np.float32) if is_cut else stored
+def hold(stored: Any, values: Any) -> Any:
+    """Arrays, whatever the observation space says, that hold what the policy sees: VecNormalize makes floats of anything.
+
+    :param stored: an array, or a dictionary of such
+    :param values: what is to be written there, of the same structure
+    :return: ``stored``, with arrays of another type in the place of those that would cut or round the values
+    """
+    if isinstance(stored, dict):
+        return {key: hold(array, values[key]) for key, array in stored.items()}
+    # Networks take float32, whatever they are given
+    seen = np.dtype(np.float32) if values.dtype == np.float64 else values.dtype
+    fits = stored.dtype in (np.float32, np.float64) or np.can_cast(seen, stored.dtype)
+    return stored if fits else stored.astype(seen)
 
 
 class EpisodeRolloutBuffer(RolloutBuffer):
@@ -42,7 +52,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     timesteps: np.ndarray
     mask: np.ndarray
     context: Mapping[str, np.ndarray] = MappingProxyType({})
+    #: What makes the weights of this rollout from V behind its last step and ``dones``; None until they have been made
+    weigh: Callable[[th.Tensor, np.ndarray], None] | None = None
     _storage: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "weigh"}  # it is the model's
 
     def reset(self) -> None:
         """Forget the rollout; keep the memory."""
@@ -59,16 +74,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.__dict__.update(self._storage)
         self.buffer_size = self._n_steps
         self.generator_ready = False
+        self.weigh = None
         self.pos = 0
         self.full = False
-
-    def _keep_fractions(self, obs: Any) -> None:
-        """Store floats, whatever the observation space says: VecNormalize makes them of integers."""
-        stored = self._storage["observations"]
-        if isinstance(stored, dict):
-            stored.update({key: _as_float_like(array, obs[key]) for key, array in stored.items()})
-        else:
-            self._storage["observations"] = self.observations = _as_float_like(stored, obs)
 
     def _grow(self) -> None:
         for name, array in self._storage.items():
@@ -101,7 +109,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         pos, n_envs = self.pos, self.n_envs
         if pos == 0:
-            self._keep_fractions(obs)
+            self._storage["observations"] = self.observations = hold(self._storage["observations"], obs)
         if pos == len(self.rewards):
             self._grow()
         if isinstance(self.observations, dict):
@@ -127,8 +135,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def trim(self) -> None:
         """End the rollout: from here on the fields are as long as the rollout, and ``buffer_size`` says how long."""
+        rewards = self.rewards
         for name, array in self._storage.items():
             setattr(self, name, map_obs(lambda a: a[: self.pos], array))
+        if len(rewards) == self.pos:
+            self.rewards[...] = rewards  # the user may have put an array of their own there
+        self.generator_ready = False
         self.buffer_size = self.pos
         self.full = True
 
@@ -170,17 +182,25 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self,
         last_values: th.Tensor,
         dones: np.ndarray,
-        weights: str = "gae",
+        weights: str | None = None,
         terminal_values: np.ndarray | None = None,
     ) -> None:
         """Fill ``advantages`` with the weights Ψ and ``returns`` with the critic's targets.
 
+        With the first two arguments alone, as callbacks call it after they have changed ``rewards``, it makes what the model
+        made: its weights, with the same V at time limits and the same baseline.
+
         :param last_values: V of the observations after the last step, ``(n_envs,)``; bootstraps episodes in progress
         :param dones: whether the last step ended an episode, ``(n_envs,)``
-        :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``
+        :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``, without a baseline; None for those of the model, or
+            ``"gae"`` for a rollout that is not a model's
         :param terminal_values: V of the terminal observation where an episode was truncated, 0 elsewhere,
             ``(n_steps, n_envs)``; used by ``"gae"``. None if nothing was truncated
         """
+        if weights is None and terminal_values is None and self.weigh is not None:
+            self.weigh(last_values, dones)
+            return
+        weights = "gae" if weights is None else weights
         self.trim()
         done_steps = self.done_steps(dones)
         if weights == "gae":

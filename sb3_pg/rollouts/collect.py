@@ -14,9 +14,15 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.finite import require_finite_rows
 from sb3_pg.policies import PolicyKind, make_kind
+from sb3_pg.policies.kind import Sampler
+from sb3_pg.policies.snapshot import Snapshot
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
-from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
+from sb3_pg.rollouts.used import Footprint
+
+# Where environments are while a rollout is played, and after one that an error has ended
+_NOWHERE = "nowhere"
 
 
 class RolloutAlgorithm(OnPolicyAlgorithm):
@@ -33,6 +39,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
     #: Steps since the start of the episode in progress, ``(n_envs,)``
     _episode_timesteps: np.ndarray
     _kind: PolicyKind | None = None
+    #: Where the last rollout has left the environments; None if they have been reset since, or never played in
+    _left: "Footprint | str | None" = None
 
     @property
     @abstractmethod
@@ -70,7 +78,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return self._kind
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_kind"]
+        return [*super()._excluded_save_params(), "_kind", "_left"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -83,6 +91,10 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         settled before they are played: taking the first to finish would favour short ones, and so would dropping those
         that straddle the end.
 
+        A callback may change the policy within a rollout: the next step is the new one's, and value and log-probability
+        of each step are those of the policy that played it, but ``train`` takes the gradient of the policy as it is then at
+        all steps, which is off-policy for those that were played before.
+
         :param env: the training environments
         :param callback: called at every step, at the beginning and at the end of the rollout
         :param rollout_buffer: the buffer to fill
@@ -92,12 +104,16 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: if a reward or an observation is not finite
         """
         assert self._last_obs is not None, "No previous observation was provided"
+        self._find_environments(env)
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
         if self.whole_episodes:
             self._start_episodes(env)
+        place = Footprint(env, self._last_obs)
         rollout_buffer.reset()
         own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
+        if not own_buffer:
+            rollout_buffer.observations = hold(rollout_buffer.observations, self._last_obs)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         timesteps = self._continue_timesteps(env.num_envs)
@@ -112,8 +128,12 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         collecting = True
 
         callback.on_rollout_start()
+        self.kind.divide(self._last_obs)
         # After the callback, which may change the policy. SB3's buffers take values and log-probabilities step by step
-        sample = self.kind.make_sampler(env, through_forward=not own_buffer)
+        kind = self.kind
+        sample = kind.make_sampler(env, through_forward=not own_buffer)
+        # The first of the steps that the policy has played as it is, and what it is
+        first, snapshot = 0, Snapshot(self.policy) if listening else None
 
         while collecting:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -126,28 +146,19 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 require_finite_rows("observation", self._last_obs, n_steps)
                 raise
 
-            clipped_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                if self.policy.squash_output:
-                    # Unscale from [-1, 1] to the bounds of the action space
-                    clipped_actions = self.policy.unscale_action(actions)
-                else:
-                    # Samples of an unbounded Gaussian; the log-probability is that of the unclipped action
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
-            elif is_translated:
+            clipped_actions = self._clip(actions)
+            if is_translated:
                 clipped_actions = to_env_actions(actions, self.action_space)
-
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             dones = np.asarray(dones, dtype=bool)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
-            if listening:
-                callback.update_locals(locals())
-            if listening and not callback.on_step():
+            if listening and not _call_back(callback, locals(), place):
                 # A later learn() goes on from here
                 self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 self._episode_timesteps = np.where(dones, 0, timesteps + 1)
+                self._left = Footprint(env, new_obs)
                 return False
 
             in_use = selection.in_use
@@ -177,18 +188,58 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                         truncated.append((n_steps, int(idx), terminal_obs))
             n_steps += 1
 
+            if snapshot is not None and snapshot.is_changed(self.policy):
+                # By the callback. What was played before is scored as it was played
+                if values is None:
+                    with snapshot.restored():
+                        self._score(kind, rollout_buffer, slice(first, n_steps), goes_on=True)
+                sample = self._go_on(kind, sample, snapshot, env, through_forward=not own_buffer)
+                kind, first, snapshot = self.kind, n_steps, Snapshot(self.policy)
+
             collecting = selection.step(dones)
 
+        self._left = Footprint(env, self._last_obs)
         with self.kind.computing():
-            self._evaluate_rollout(rollout_buffer, dones, truncated, evaluated=values is not None)
+            unscored = slice(first if values is None else n_steps, n_steps)
+            values = self._evaluate_rollout(rollout_buffer, dones, truncated, unscored)
+        # With V of the observations behind the last step in ``values``, as SB3's algorithms have it
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
+    def _clip(self, actions: np.ndarray) -> np.ndarray:
+        """Actions of the policy within the bounds of the action space."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            # Unscale from [-1, 1] to the bounds of the action space
+            return np.asarray(self.policy.unscale_action(actions))
+        # Samples of an unbounded Gaussian; the log-probability is that of the unclipped action
+        return np.asarray(np.clip(actions, self.action_space.low, self.action_space.high))
+
     def _start_episodes(self, env: VecEnv) -> None:
         """Reset the environments unless all of them are at the start of an episode."""
-        if np.all(self._last_episode_starts):  # type: ignore[arg-type]
-            return
+        if not np.all(self._last_episode_starts):  # type: ignore[arg-type]
+            self._reset_environments(env)
+
+    def _find_environments(self, env: VecEnv) -> None:
+        """Reset the environments if they are not where the last rollout has left them: they have been evaluated on meanwhile.
+
+        What they would return is not what follows the observations that the last rollout ended with.
+        """
+        left, self._left = self._left, _NOWHERE
+        is_lost = isinstance(left, Footprint) and left.env is env and left.observations is self._last_obs and left.is_left()
+        if is_lost or left is _NOWHERE:
+            self._reset_environments(env)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        before = self._last_obs
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # it has reset them
+            self._left = None
+        return prepared
+
+    def _reset_environments(self, env: VecEnv) -> None:
         try:
             self._last_obs = env.reset()  # type: ignore[assignment]
         except (RuntimeError, EOFError, OSError) as error:  # the latter two: a subprocess that raised
@@ -205,10 +256,27 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self._episode_timesteps = fresh if starts.all() else np.where(starts, fresh, self._episode_timesteps)
         return self._episode_timesteps
 
+    def _score(self, kind: PolicyKind, rollout_buffer: RolloutBuffer, steps: slice, goes_on: bool) -> None:
+        assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
+        with kind.computing():
+            kind.fill(rollout_buffer, steps, with_values=self.uses_critic, goes_on=goes_on)
+
+    def _go_on(self, kind: PolicyKind, sample: Sampler, snapshot: Snapshot, env: VecEnv, through_forward: bool) -> Sampler:
+        """What draws actions after the policy has changed, or been replaced, within a rollout."""
+        if self.kind is not kind:
+            return self.kind.make_sampler(env, through_forward)
+        kind.begin_part()
+        # What has changed in place the sampler has seen already
+        return kind.remake_sampler(env, through_forward) if snapshot.is_replaced(self.policy) else sample
+
     def _evaluate_rollout(
-        self, rollout_buffer: RolloutBuffer, dones: np.ndarray, truncated: list[tuple[int, int, Any]], evaluated: bool
-    ) -> None:
-        """Fill what the steps left open: values, log-probabilities, V of what follows the ends."""
+        self, rollout_buffer: RolloutBuffer, dones: np.ndarray, truncated: list[tuple[int, int, Any]], unscored: slice
+    ) -> th.Tensor:
+        """Fill what the steps left open: values, log-probabilities, V of what follows the ends.
+
+        :param unscored: steps that have neither yet
+        :return: V of the observations behind the last step, ``(n_envs, 1)``; 0 where none is wanted
+        """
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
             rollout_buffer.trim()
         require_finite_rows("reward", rollout_buffer.rewards)
@@ -217,9 +285,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             require_finite_rows("observation", rollout_buffer.observations)
             for step, env, terminal_obs in truncated:
                 require_finite_rows("terminal observation", _stack_obs([terminal_obs]), step, env)
-        if not evaluated:
-            assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
-            self.kind.fill(rollout_buffer, with_values=self.uses_critic, goes_on=not self.whole_episodes)
+        if unscored.start < unscored.stop:
+            self._score(self.kind, rollout_buffer, unscored, goes_on=not self.whole_episodes)
         n_envs = len(dones)
         last_values, terminal_values = th.zeros(n_envs), np.zeros_like(rollout_buffer.rewards)
         if self.bootstraps and not self.whole_episodes:
@@ -230,6 +297,21 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             observations = _stack_obs([terminal_obs for _, _, terminal_obs in truncated])
             terminal_values[steps, envs] = self.kind.bootstrap_values(rollout_buffer, steps, envs, observations)
         self._finish_rollout(rollout_buffer, last_values, terminal_values, dones)
+        return last_values.reshape(n_envs, 1).to(self.device)
+
+
+def _call_back(callback: BaseCallback, locals_: dict[str, Any], place: Footprint) -> bool:
+    """Whether training goes on after a step, of which the callback is shown the local variables."""
+    place.note()
+    callback.update_locals(locals_)
+    if not callback.on_step():
+        return False
+    if place.has_moved():
+        raise RuntimeError(
+            "A callback has stepped or reset the training environments within a rollout, whose episodes are lost: give it "
+            "environments of its own (EvalCallback(make_vec_env(…)))."
+        )
+    return True
 
 
 def _stack_obs(observations: list[Any]) -> Any:

@@ -29,6 +29,24 @@ def test_critic_has_its_own_rate() -> None:
     assert not any("value" in name for name in changed(before, none.learn(32)))
 
 
+def test_the_critic_follows_a_schedule_that_the_user_has_replaced() -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16).learn(16)
+    model.lr_schedule = lambda progress_remaining: 5e-5
+    model.learn(16)
+    for optimizer in (model.policy.optimizer, model.critic_optimizer):
+        assert optimizer.param_groups[0]["lr"] == 5e-5
+    assert model.logger.name_to_value["train/critic_learning_rate"] == 5e-5
+    own = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, critic_learning_rate=1e-2)
+    own.lr_schedule = lambda progress_remaining: 5e-5
+    own.learn(16)
+    assert own.logger.name_to_value["train/critic_learning_rate"] == 1e-2
+    assert own.logger.name_to_value["train/learning_rate"] == 5e-5
+    own.critic_lr_schedule = lambda progress_remaining: 5e-6
+    assert own.learn(16).logger.name_to_value["train/critic_learning_rate"] == 5e-6
+    without = VanillaPG("MlpPolicy", "CartPole-v1", weights="return", n_steps=16).learn(16)
+    assert "train/critic_learning_rate" not in without.logger.name_to_value
+
+
 def test_shared_features_are_the_actors() -> None:
     """The critic's loss must not reach a shared extractor, whose parameters the policy gradient trains."""
     env = gym.wrappers.TimeLimit(FakeImageEnv(36, 36, discrete=True), 8)

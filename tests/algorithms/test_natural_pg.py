@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch as th
 from envs import ScriptedEnv, TabularMDP, TabularVecEnv
-from helpers import collect
+from gymnasium import spaces
+from helpers import changed, collect, params
 from oracle import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnvBox
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
 
 from sb3_pg import NaturalPG, VanillaPG
 from sb3_pg.algorithms.batch import Batch, make_batch
@@ -259,6 +262,39 @@ def test_the_critic_is_left_alone_and_shared_features_follow_the_actor() -> None
     critic = [p.clone() for p in model.kind.critic_parameters()]
     model.learn(64)
     assert all(th.equal(old, new) for old, new in zip(critic, model.kind.critic_parameters(), strict=True))
+
+
+class Attention(FlattenExtractor):
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.embed, self.attention = nn.Linear(1, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self._features_dim = 8
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.attention(self.embed(observations[..., None])).mean(dim=1)
+
+
+class Memory(FlattenExtractor):
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.lstm = nn.LSTM(1, 8, batch_first=True)
+        self._features_dim = 8
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.lstm(observations[..., None])[0][:, -1]
+
+
+@pytest.mark.parametrize("extractor", [Attention, Memory])
+def test_layers_whose_fast_kernels_have_no_second_derivative(extractor: type[FlattenExtractor]) -> None:
+    policy_kwargs = dict(features_extractor_class=extractor)
+    model = NaturalPG("MlpPolicy", "CartPole-v1", n_steps=64, policy_kwargs=policy_kwargs, seed=0)
+    before = params(model)
+    model.learn(64)
+    assert {name for name in before if "features_extractor" in name} - {
+        "features_extractor.attention.self_attn.in_proj_bias",  # keys do not feel their bias
+    } <= changed(before, model)
+    assert 0.005 < model.logger.name_to_value["train/approx_kl"] < 0.02  # target_kl is 0.01
+    assert th.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize(

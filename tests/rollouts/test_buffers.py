@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
+from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer, hold
 
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 DICT = spaces.Dict({"vec": BOX, "kind": spaces.Discrete(4)})
@@ -130,6 +130,23 @@ def test_what_vecnormalize_makes_of_integers_is_kept(is_dict: bool) -> None:
             buffer.add({"x": obs} if is_dict else obs, np.zeros((1, 1)), np.zeros(1), np.zeros(1))
         stored = buffer.observations["x"] if is_dict else buffer.observations
         np.testing.assert_array_equal(stored[:5], np.broadcast_to(obs, (5, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    "stored, values, expected",
+    [
+        (np.bool_, np.float32, np.float32), (np.bool_, np.float64, np.float32), (np.bool_, np.uint8, np.uint8),
+        (np.int8, np.int64, np.int64), (np.uint8, np.float16, np.float16), (np.int32, np.float32, np.float32),
+        (np.float16, np.float32, np.float32), (np.float16, np.float64, np.float32), (np.float32, np.float64, np.float32),
+        (np.float32, np.int64, np.float32), (np.float64, np.float32, np.float64), (np.uint8, np.uint8, np.uint8),
+        (np.int64, np.int32, np.int64),
+    ],
+)  # fmt: skip
+def test_types_that_cannot_hold_what_the_policy_saw_give_way(stored: Any, values: Any, expected: Any) -> None:
+    array = np.zeros((2, 3), stored)
+    held = hold(array, np.ones(3, values))
+    assert held.dtype == expected and (held is array) == (stored == expected)
+    assert hold({"x": array}, {"x": np.ones(3, values)})["x"].dtype == expected
 
 
 def test_weights_and_targets() -> None:

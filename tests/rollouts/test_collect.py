@@ -10,13 +10,14 @@ import torch as th
 from envs import BrokenEnv, ScriptedEnv
 from gymnasium import spaces
 from helpers import Recorder, changed, params, variants
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import (
     IdentityEnvBox,
 )
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_pg import ReinforceBaseline, VanillaPG
@@ -108,6 +109,36 @@ def test_context_of_the_sampler_reaches_every_scoring_of_its_steps(monkeypatch: 
     assert model._n_updates == 3 and {2, 5, 9} <= sizes  # single episodes, and all that are used
 
 
+class TypedObservations(ScriptedEnv):
+    def __init__(self, dtype: type) -> None:
+        super().__init__([8])
+        low, high = (0, 1) if dtype is np.bool_ else (-100, 100)
+        self.observation_space = spaces.Box(low, high, (3,), dtype)
+
+    def _obs(self) -> np.ndarray:
+        return np.array([self.t % 2, self.t % 3 == 0, 1], dtype=self.observation_space.dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.int64, np.float16, np.float32])
+@pytest.mark.parametrize("buffer_class", [None, RolloutBuffer])
+def test_normalised_observations_are_scored_as_they_were_seen(dtype: type, buffer_class: Any) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: TypedObservations(dtype)]))
+    model = VanillaPG("MlpPolicy", env, n_steps=16, rollout_buffer_class=buffer_class, seed=0)
+    seen: list[np.ndarray] = []
+
+    class Seen(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            seen[:] = [self.model._last_obs]
+
+        def _on_step(self) -> bool:
+            seen.append(self.locals["new_obs"])
+            return True
+
+    model.learn(32, callback=Seen())
+    assert not np.isin(seen[:-1], [0.0, 1.0]).all()
+    np.testing.assert_array_equal(model.rollout_buffer.observations.reshape(16, 1, 3), seen[:-1])
+
+
 class IntegerActions(ScriptedEnv):
     def __init__(self) -> None:
         super().__init__([8])
@@ -122,7 +153,8 @@ def test_integer_box_actions_are_scored_as_sampled() -> None:
 
 @pytest.mark.parametrize("kwargs", [dict(n_steps=8), dict(n_steps=8, weights="reward_to_go")])
 def test_memory_does_not_grow(kwargs: dict[str, Any]) -> None:
-    model = VanillaPG("MlpPolicy", make_vec_env(lambda: ScriptedEnv([5, 7]), 2), seed=0, **kwargs)
+    env = DummyVecEnv([lambda: ScriptedEnv([5, 7])] * 2)  # without a Monitor, which remembers all episodes
+    model = VanillaPG("MlpPolicy", env, seed=0, **kwargs)
     model.learn(50 * 16)
     tracemalloc.start()
     gc.collect()
