@@ -22,11 +22,11 @@ from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
 if TYPE_CHECKING:
-    from sb3_pg.algorithms.policy_gradient import PolicyGradient
+    from sb3_pg.algorithms.model import Model
     from sb3_pg.rollouts.collect import RolloutAlgorithm
 
 
-def check_arguments(model: "PolicyGradient") -> None:
+def check_arguments(model: "Model") -> None:
     """Check what all algorithms take.
 
     :raises TypeError: if an argument is of the wrong type
@@ -62,7 +62,7 @@ def check_arguments(model: "PolicyGradient") -> None:
     _check_spaces(model)
 
 
-def _check_spaces(model: "PolicyGradient") -> None:
+def _check_spaces(model: "Model") -> None:
     """Refuse spaces that SB3's policies would fail on later, with an error of torch's."""
     if isinstance(model.action_space, spaces.Box) and 0 in model.action_space.shape:
         raise ValueError(f"The action space {model.action_space} is empty: there is nothing to choose.")
@@ -93,7 +93,7 @@ def _check_spaces(model: "PolicyGradient") -> None:
         )
 
 
-def _check_buffer_class(model: "PolicyGradient") -> None:
+def _check_buffer_class(model: "Model") -> None:
     buffer_class = model.rollout_buffer_class
     if buffer_class is None:
         return
@@ -150,7 +150,7 @@ def check_env(model: "RolloutAlgorithm") -> None:
         )
 
 
-def check_load_keywords(algorithm: type["PolicyGradient"], path: str | Path | io.BufferedIOBase, names: set[str]) -> None:
+def check_load_keywords(algorithm: type["Model"], path: str | Path | io.BufferedIOBase, names: set[str]) -> None:
     """Refuse keywords of ``load`` that would change nothing. SB3 takes any, and sets attributes of these names.
 
     What counts are the constructor's parameters and what else the model was saved with, such as ``n_envs``; not what only the
