@@ -7,10 +7,15 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stable_baselines3.common import env_util
+from stable_baselines3.common.monitor import Monitor
+
 from sb3_pg.algorithms.natural_pg import NaturalPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
 from sb3_pg.algorithms.vanilla_pg import VanillaPG
+from sb3_pg.evaluation import EvalCallback, act_in, acting_in
+from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline, "npg": NaturalPG}
 
 # Hyperparameters of ours that may be schedules; rl-zoo3 knows its own
-_SCHEDULES = ("critic_learning_rate", "target_kl")
+_SCHEDULES = ("critic_learning_rate", "target_kl", "ent_coef")
 
 
 def hyperparams_file(algo: str) -> Path:
@@ -49,14 +54,21 @@ def register() -> None:
     if ALGORITHMS.keys() <= ALGOS.keys():
         return
     ALGOS.update(ALGORITHMS)
+    _mask_evaluations()
     HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params, "npg": sample_npg_params})
     HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
     _extend(ExperimentManager)
 
 
 def _extend(manager: Any) -> None:
-    """Teach rl-zoo3's ExperimentManager two things it has no setting for: where our files are, and our schedules."""
+    """Teach rl-zoo3's ExperimentManager what it has no setting for: where our files are, and our schedules.
+
+    And mend it, for all algorithms: ``env_kwargs`` of a file are the evaluation environments' too, and a file without an entry
+    for Atari is named. The files of Monitor say how many steps of ours were abandoned.
+    """
+    create_envs = manager.create_envs
     init, preprocess_schedules = manager.__init__, manager._preprocess_schedules
+    read_hyperparameters, preprocess_hyperparams = manager.read_hyperparameters, manager._preprocess_hyperparams
 
     @wraps(init)
     def initialise(self: Any, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
@@ -75,7 +87,77 @@ def _extend(manager: Any) -> None:
         schedules: dict[str, Any] = preprocess_schedules(hyperparams)
         return schedules
 
+    @wraps(read_hyperparameters)
+    def _read_hyperparameters(self: Any) -> Any:
+        try:
+            return read_hyperparameters(self)
+        except KeyError as error:
+            if error.args != ("atari",):
+                raise
+            why = ", whose whole episodes are too long there" if self.algo == "reinforce" else ""
+            raise ValueError(
+                f"{self.config} has no entry for {self.env_name.gym_id} and none for Atari{why}: take another algorithm, such "
+                "as --algo vpg, or write an entry named atari and pass its file as --conf-file."
+            ) from None
+
+    @wraps(preprocess_hyperparams)
+    def _preprocess_hyperparams(self: Any, hyperparams: dict[str, Any]) -> Any:
+        preprocessed = preprocess_hyperparams(self, hyperparams)
+        if not self._eval_env_kwargs_args:
+            self.eval_env_kwargs = self.env_kwargs
+        return preprocessed
+
+    @wraps(create_envs)
+    def _create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # SB3's make_vec_env knows no other Monitor than its own
+        env_util.Monitor = EpisodeMonitor if self.algo in ALGORITHMS else Monitor  # type: ignore[misc, attr-defined]
+        try:
+            return create_envs(self, *args, **kwargs)
+        finally:
+            env_util.Monitor = Monitor  # type: ignore[misc, attr-defined]
+
+    manager.create_envs = _create_envs
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
+    manager.read_hyperparameters, manager._preprocess_hyperparams = _read_hyperparameters, _preprocess_hyperparams
+
+
+def pass_env_kwargs_of_file() -> None:
+    """Have rl-zoo3's record_video make the environment with the ``env_kwargs`` of the run's hyperparameters, as enjoy does."""
+    from rl_zoo3 import utils
+
+    create_test_env = utils.create_test_env
+
+    @wraps(create_test_env)
+    def create(*args: Any, **kwargs: Any) -> Any:
+        of_file = (kwargs.get("hyperparams") or {}).get("env_kwargs")
+        kwargs["env_kwargs"] = {**(of_file or {}), **(kwargs.get("env_kwargs") or {})}
+        return create_test_env(*args, **kwargs)
+
+    utils.create_test_env = create  # type: ignore[assignment]
+
+
+def _mask_evaluations() -> None:
+    """Let rl-zoo3's evaluations take the masks of their environments, of which it knows nothing."""
+    import rl_zoo3
+    from rl_zoo3 import exp_manager, utils
+    from rl_zoo3.callbacks import TrialEvalCallback
+
+    class MaskedTrialEvalCallback(TrialEvalCallback):
+        def _on_step(self) -> bool:
+            with acting_in(self.eval_env):
+                return bool(super()._on_step())
+
+    vars(exp_manager).update(EvalCallback=EvalCallback, TrialEvalCallback=MaskedTrialEvalCallback)
+    make = utils.create_test_env
+
+    @wraps(make)
+    def create_test_env(*args: Any, **kwargs: Any) -> Any:
+        """For enjoy and record_video, which then act in it and in nothing else."""
+        env = make(*args, **kwargs)
+        act_in(env)
+        return env
+
+    utils.create_test_env = rl_zoo3.create_test_env = create_test_env
 
 
 def _check_schedule(name: str, value: str) -> None:

@@ -1,9 +1,12 @@
 """What several files of tests need: the algorithms in all their variants, eyes on a training, and processes of one's own."""
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +100,29 @@ def wait_until(event: Callable[[], bool], process: "subprocess.Popen[str]") -> N
     while not event():
         assert process.poll() is None and time.monotonic() - start < HANGS
         time.sleep(0.1)
+
+
+# The command sb3-pg, as a user types it
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "MPLBACKEND": "Agg",
+    "SDL_VIDEODRIVER": "dummy",
+}
+
+
+def command_of(*arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> list[str]:
+    return [sys.executable, "-W", "ignore", *program, *arguments]
+
+
+def finish(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> tuple[int, str, str]:
+    result = run_process(command_of(*arguments, program=program), cwd=folder, env=ENVIRONMENT)
+    return result.returncode, result.stdout, result.stderr
+
+
+def sb3_pg(folder: Path, command: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> str:
+    code, out, err = finish(folder, *command.split(), program=program)
+    assert code == 0, out + err
+    return out

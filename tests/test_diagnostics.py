@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
-from sb3_contrib import RecurrentPPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
@@ -188,6 +189,24 @@ def test_models(make: Any, env_id: str) -> None:
     model.learn(70)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda env: RecurrentPPO("MlpLstmPolicy", env, n_steps=64, batch_size=64, seed=0),
+        lambda env: VanillaPG("MlpLstmPolicy", env, seed=0),
+        lambda env: MaskablePPO("MlpPolicy", env, n_steps=64, batch_size=64, seed=0),
+        lambda env: ReinforceBaseline("MaskableMlpPolicy", env, seed=0),
+        lambda env: NaturalPG("MaskableMlpLstmPolicy", env, n_steps=32, seed=0),
+    ],
+)
+def test_models_with_memory_and_masks(make: Any) -> None:
+    env = make_vec_env(lambda: InvalidActionEnvDiscrete(4, n_invalid_actions=2), 2, seed=0)
+    model = make(env)
+    table = gradient_diagnostics(model, n_episodes=6, gae_lambdas=(0.9,))
+    assert (table.variance > 0).all() and {"gae", "value", "optimal"} <= set(table.estimator)
+    model.learn(70)
+
+
 @pytest.mark.parametrize("n_steps, expected", [(64, 400), (200, 400), (201, 800)])
 def test_rollouts_finish_what_they_begin(n_steps: int, expected: int) -> None:
     # Episodes of 200 steps, two environments
@@ -267,8 +286,6 @@ def test_what_is_refused() -> None:
         gradient_diagnostics(model, make_vec_env("Acrobot-v1"))
     with pytest.raises(ValueError, match="gae_lambdas must be in"):
         gradient_diagnostics(VanillaPG("MlpPolicy", "CartPole-v1"), gae_lambdas=(1.5,))
-    with pytest.raises(TypeError, match=r"without memory .* not RecurrentPPO"):
-        gradient_diagnostics(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, batch_size=8))
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8)
     with pytest.raises(ValueError, match="not the training's"):
         model.learn(8, callback=GradientDiagnosticsCallback(model.get_env()))

@@ -1,4 +1,4 @@
-"""Every example and every Python snippet of the README runs."""
+"""Every example and every Python snippet of README and docs runs."""
 
 import re
 import sys
@@ -17,10 +17,16 @@ ARGUMENTS = {
     "06": ["2048", "1"],
     "07": [],
     "08": [],
+    "09": ["600"],
+    "10": ["600"],
 }
 # What an example prints: text, or a number below a bound
 PRINTS = {"05": "Saving to logs/vpg", "07": (r"largest error of the mean ([\d.]+)", 0.05), "08": (r"f\(mean\) = (\d+)", 5.0)}
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+SNIPPETS = [
+    (f"{path.stem} {i}", snippet)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
+]
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -43,12 +49,12 @@ def test_example(path: Path, tmp_path: Path) -> None:
         assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_the_readme_has_snippets() -> None:
-    assert len(SNIPPETS) >= 3
+def test_readme_and_docs_have_snippets() -> None:
+    assert {"README 0", "README 3", "memory_and_masks 2"} <= {name for name, _ in SNIPPETS}
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_readme_snippet(snippet: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("snippet", [snippet for _, snippet in SNIPPETS], ids=[name for name, _ in SNIPPETS])
+def test_snippet(snippet: str, tmp_path: Path) -> None:
     # Shorter training, the same code
     run(["-c", re.sub(r"\d+_000\b", "600", snippet)], tmp_path)
 

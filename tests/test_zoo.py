@@ -12,7 +12,10 @@ import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common import env_util
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_pg import zoo
@@ -110,3 +113,83 @@ def test_every_entry_trains_two_rollouts(algo: str, entry: str, tmp_path: Path) 
     model.learn(10**9, callback=lambda locals_, globals_: model._n_updates < 2)
     assert model._n_updates == 2
     model.env.close()
+
+
+def make_manager(tmp_path: Path, algo: str, env_id: str, entry: dict[str, Any], **kwargs: Any) -> ExperimentManager:
+    config = tmp_path / "own.yml"
+    config.write_text(yaml.safe_dump({env_id: {"n_timesteps": 64, "policy": "MlpPolicy", **entry}}))
+    settings: dict[str, Any] = dict(eval_freq=32, verbose=0, device="cpu", config=str(config), n_eval_episodes=1)
+    return ExperimentManager(argparse.Namespace(), algo, env_id, str(tmp_path), **(settings | kwargs))
+
+
+@pytest.mark.parametrize(
+    "of_file, given, expected",
+    [
+        ({"g": 2.0}, {}, (2.0, 2.0)),
+        ({"g": 2.0}, {"env_kwargs": {"g": 3.0}}, (3.0, 3.0)),
+        ({"g": 2.0}, {"eval_env_kwargs": {"g": 4.0}}, (2.0, 4.0)),
+        ({"g": 2.0}, {"env_kwargs": {"g": 3.0}, "eval_env_kwargs": {"g": 4.0}}, (3.0, 4.0)),
+        (None, {"env_kwargs": {"g": 3.0}}, (3.0, 3.0)),
+        (None, {}, (10.0, 10.0)),
+    ],
+)
+@pytest.mark.parametrize("algo", ["vpg", "a2c"])
+def test_env_kwargs_of_a_file_reach_the_evaluation(
+    algo: str, of_file: dict[str, Any] | None, given: dict[str, Any], expected: tuple[float, float], tmp_path: Path
+) -> None:
+    manager = make_manager(tmp_path, algo, "Pendulum-v1", {"env_kwargs": of_file} if of_file else {}, **given)
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    assert experiment[0].env.get_attr("g") == [expected[0]]
+    (evaluation,) = (callback for callback in manager.callbacks if isinstance(callback, EvalCallback))
+    assert evaluation.eval_env.get_attr("g") == [expected[1]]
+    experiment[0].env.close()
+
+
+def test_env_kwargs_of_a_file_reach_the_objective_of_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, Any]] = []
+    create_envs = ExperimentManager.create_envs
+
+    def look(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        env = create_envs(self, n_envs, eval_env, no_log)
+        seen.append((eval_env, env.get_attr("g")))
+        return env
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", look)
+    manager = make_manager(tmp_path, "vpg", "Pendulum-v1", {"env_kwargs": {"g": 2.0}}, optimize_hyperparameters=True)
+    assert manager.setup_experiment() is None
+    manager.objective(optuna.create_study().ask())
+    assert seen == [(False, [2.0])] * 2 + [(True, [2.0])]
+
+
+def test_a_file_without_atari_is_named(tmp_path: Path) -> None:
+    gym.register("FakePong-v0", entry_point="nowhere:AtariEnv")
+    try:
+        manager = ExperimentManager(argparse.Namespace(), "reinforce", "FakePong-v0", str(tmp_path), verbose=0)
+        message = r"reinforce\.yml has no entry for FakePong-v0 and none for Atari, whose whole episodes .*: take another algo"
+        with pytest.raises(ValueError, match=message):
+            manager.read_hyperparameters()
+    finally:
+        del gym.registry["FakePong-v0"]
+
+
+@pytest.mark.parametrize("vec_env_type", ["dummy", "subproc"])
+@pytest.mark.parametrize("algo", ["reinforce", "a2c"])
+def test_files_of_monitor_account_for_abandoned_steps(algo: str, vec_env_type: str, tmp_path: Path) -> None:
+    n_episodes = {"n_episodes": 1} if algo == "reinforce" else {}
+    manager = make_manager(
+        tmp_path, algo, "CartPole-v1", {"n_envs": 4, **n_episodes}, vec_env_type=vec_env_type, eval_freq=-1, n_timesteps=4000
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    model, _ = experiment
+    model.learn(4000)
+    model.env.close()
+    assert env_util.Monitor is Monitor
+    table = load_results(manager.save_path)
+    if algo == "a2c":
+        assert "abandoned" not in table
+        return
+    played = model.num_timesteps
+    # What is missing is at most an episode in progress in each environment
+    assert table["l"].sum() < 0.9 * played and played - 4 * 500 < table[["l", "abandoned"]].to_numpy().sum() <= played

@@ -1,23 +1,32 @@
 """Checks of the constructors' arguments: ``TypeError`` or ``ValueError`` in one sentence that says what to do."""
 
+import difflib
+import inspect
+import io
+import json
+import zipfile
+from contextlib import nullcontext
 from math import inf, isfinite
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
 if TYPE_CHECKING:
-    from sb3_pg.algorithms.policy_gradient import PolicyGradient
+    from sb3_pg.algorithms.model import Model
     from sb3_pg.rollouts.collect import RolloutAlgorithm
 
 
-def check_arguments(model: "PolicyGradient") -> None:
+def check_arguments(model: "Model") -> None:
     """Check what all algorithms take.
 
     :raises TypeError: if an argument is of the wrong type
@@ -37,7 +46,8 @@ def check_arguments(model: "PolicyGradient") -> None:
             raise TypeError(f"{name} must be True or False, not {getattr(model, name)!r}.")
     for name in ("gamma", "gae_lambda"):
         check_number(name, getattr(model, name), 0.0, 1.0)
-    check_number("ent_coef", model.ent_coef, -inf, inf)
+    if not callable(model.ent_coef):
+        check_number("ent_coef", model.ent_coef, -inf, inf)
     if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be positive, or None for no clipping, not {model.max_grad_norm!r}.")
     check_rate("learning_rate", model.learning_rate)
@@ -49,9 +59,41 @@ def check_arguments(model: "PolicyGradient") -> None:
             'Use weights="reward_to_go" with discounted_state_distribution=True.'
         )
     _check_buffer_class(model)
+    _check_spaces(model)
 
 
-def _check_buffer_class(model: "PolicyGradient") -> None:
+def _check_spaces(model: "Model") -> None:
+    """Refuse spaces that SB3's policies would fail on later, with an error of torch's."""
+    if isinstance(model.action_space, spaces.Box) and 0 in model.action_space.shape:
+        raise ValueError(f"The action space {model.action_space} is empty: there is nothing to choose.")
+    policy_class, space = model.policy_class, model.observation_space
+    base: Any = getattr(find_kind(policy_class), "base", None)
+    if policy_class.extract_features is not base.extract_features:
+        return  # the user's own may know what to do with them
+    default = inspect.signature(policy_class.__init__).parameters.get("features_extractor_class")
+    extractor = model.policy_kwargs.get("features_extractor_class", default and default.default)
+    own_layers = extractor not in (FlattenExtractor, CombinedExtractor, NatureCNN)
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        name = " ".join(f"{part} of {key!r}".split()) if key else " ".join(str(part).split())
+        if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) and np.any(getattr(part, "start", 0)):
+            what = f"Observations of {name} do not count from 0"
+        elif isinstance(part, spaces.MultiDiscrete) and part.nvec.ndim != 1:
+            what = f"Observations of {name} are not of one dimension"
+        elif isinstance(part, spaces.Box) and part.shape == () and not own_layers:
+            what = f"Observations of {name} have no dimension"
+        elif isinstance(part, spaces.Box) and 0 in part.shape and not own_layers:
+            raise ValueError(f"Observations of {name} are empty: give the policy something to look at, such as a constant.")
+        elif not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise ValueError(f"Observations of {name} are not supported: use Box, Discrete, MultiDiscrete or MultiBinary.")
+        else:
+            continue
+        raise ValueError(
+            f"{what}, which SB3's policies cannot take: wrap the environment in gymnasium.wrappers.FlattenObservation "
+            "(dictionaries become vectors, for MlpPolicy), or give the policy an extract_features of its own."
+        )
+
+
+def _check_buffer_class(model: "Model") -> None:
     buffer_class = model.rollout_buffer_class
     if buffer_class is None:
         return
@@ -76,13 +118,23 @@ def _check_buffer_class(model: "PolicyGradient") -> None:
         )
 
 
+def require_env(model: "RolloutAlgorithm") -> None:
+    """Refuse to go on without an environment.
+
+    :raises ValueError: saying how to give one
+    """
+    if model.env is None:
+        name = type(model).__name__
+        raise ValueError(f"There is no environment to learn from: pass env to {name} or {name}.load, or call set_env.")
+
+
 def check_env(model: "RolloutAlgorithm") -> None:
     """Refuse environments that cannot be trained on; a model that is loaded may still be evaluated there.
 
-    :raises ValueError: if they lack what the policy is shown, or whole episodes are wanted and a reset does not begin one
+    :raises ValueError: if there are none, they lack what the policy is shown, or whole episodes cannot begin with a reset
     """
-    if model.env is None:
-        return
+    require_env(model)
+    assert model.env is not None
     model.kind.check_env(model.env)
     if not model.whole_episodes:
         return
@@ -96,6 +148,34 @@ def check_env(model: "RolloutAlgorithm") -> None:
             'instead: use VanillaPG(weights="gae", n_episodes=None), or make the environments with '
             "terminal_on_life_loss=False."
         )
+
+
+def check_load_keywords(algorithm: type["Model"], path: str | Path | io.BufferedIOBase, names: set[str]) -> None:
+    """Refuse keywords of ``load`` that would change nothing. SB3 takes any, and sets attributes of these names.
+
+    What counts are the constructor's parameters and what else the model was saved with, such as ``n_envs``; not what only the
+    base classes' constructors take (``vf_coef``), nor the policy, which is the saved one.
+
+    :raises TypeError: naming the keyword that may have been meant
+    """
+    own: list[str] = []
+    inherited: list[str] = []
+    is_own = True
+    for cls in algorithm.__mro__:
+        if "__init__" in vars(cls) and cls is not object:
+            parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+            (own if is_own else inherited).extend(parameters)
+            is_own = is_own and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = [name for name in own if name not in ("self", "policy", "_init_setup_model")]
+    if names <= set(known):
+        return
+    is_open = isinstance(path, io.BufferedIOBase)
+    with nullcontext(path) if is_open else open_path(path, "r", suffix="zip") as file, zipfile.ZipFile(file) as archive:
+        saved = json.loads(archive.read("data"))
+    for name in sorted(names - set(known) - (saved.keys() - set(inherited))):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}, and attributes of the saved model."
+        raise TypeError(f"{algorithm.__name__}.load() does not take {name!r}: {hint}")
 
 
 def check_integer(name: str, value: Any, minimum: int, hint: str = "") -> None:

@@ -64,7 +64,7 @@ class NaturalPG(PolicyGradient):
         gae_lambda: float = 0.97,
         discounted_state_distribution: bool = False,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 8,
         cg_damping: float = 0.1,

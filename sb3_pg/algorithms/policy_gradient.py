@@ -1,42 +1,20 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
-from sb3_contrib.common.recurrent.policies import (
-    RecurrentActorCriticCnnPolicy,
-    RecurrentActorCriticPolicy,
-    RecurrentMultiInputActorCriticPolicy,
-)
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg import distributed
-from sb3_pg.algorithms.arguments import check_arguments, check_env
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic
-from sb3_pg.algorithms.optimizers import follow_policy, fuse, make_critic_optimizer
+from sb3_pg.algorithms.model import Model
 from sb3_pg.finite import require_finite, require_finite_rows
 from sb3_pg.losses import score_function_loss
-from sb3_pg.policies import (
-    MaskableRecurrentActorCriticPolicy,
-    MaskableRecurrentMultiInputActorCriticPolicy,
-    find_kind,
-)
 from sb3_pg.policies.kind import CHUNK_SIZE
-from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
-from sb3_pg.rollouts.collect import RolloutAlgorithm
-
-SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradient")
+from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
 # Steps, at most, on which the logged KL divergence is estimated
 KL_SAMPLES = 256
@@ -52,68 +30,16 @@ class _Ending(NamedTuple):
     baseline_state: tuple[Any, ...]
 
 
-class PolicyGradient(RolloutAlgorithm):
+class PolicyGradient(Model):
     """Base of the package's algorithms: one gradient step on −Σ log π(a∣s) · Ψ / C per batch of fresh data.
 
     Subclasses fix what is subtracted from the weights Ψ (:meth:`_subtract_baseline`) and how the gradient becomes a step
     (:meth:`_step_policy`). Parameters are documented in :class:`sb3_pg.VanillaPG`.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ActorCriticCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
-        "MlpLstmPolicy": RecurrentActorCriticPolicy,
-        "CnnLstmPolicy": RecurrentActorCriticCnnPolicy,
-        "MultiInputLstmPolicy": RecurrentMultiInputActorCriticPolicy,
-        "MaskableMlpPolicy": MaskableActorCriticPolicy,
-        "MaskableCnnPolicy": MaskableActorCriticCnnPolicy,
-        "MaskableMultiInputPolicy": MaskableMultiInputActorCriticPolicy,
-        "MaskableMlpLstmPolicy": MaskableRecurrentActorCriticPolicy,
-        "MaskableMultiInputLstmPolicy": MaskableRecurrentMultiInputActorCriticPolicy,
-    }
-    critic_optimizer: th.optim.Optimizer
-    #: Those the optimizers know of, by name
-    _policy_parameters: dict[str, th.nn.Parameter]
     _ending: "_Ending | None" = None
     #: What a baseline that looks back has seen of earlier rollouts
     _baseline_state: tuple[Any, ...] = ()
-
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
-        *,
-        n_episodes: int | None,
-        batch_size: int,
-        weights: str,
-        discounted_state_distribution: bool,
-        normalize_advantage: bool,
-        critic_learning_rate: float | Schedule | None,
-        n_critic_updates: int,
-        _init_setup_model: bool,
-        **of_sb3: Any,
-    ):
-        super().__init__(
-            policy,
-            env,
-            vf_coef=0.0,  # the critic has its own optimizer
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-            _init_setup_model=False,
-            **of_sb3,
-        )
-        self.n_episodes = n_episodes
-        self.batch_size = batch_size
-        self.weights = weights
-        self.discounted_state_distribution = discounted_state_distribution
-        self.normalize_advantage = normalize_advantage
-        self.critic_learning_rate = critic_learning_rate
-        self.n_critic_updates = n_critic_updates
-        # Steps since the start of the episode in progress, (n_envs,)
-        self._episode_timesteps = np.zeros(0, dtype=np.int64)
-        if _init_setup_model:
-            self._setup_model()
-            self._check_env()
 
     # What the subclasses differ in
 
@@ -132,14 +58,6 @@ class PolicyGradient(RolloutAlgorithm):
         """Whether rollouts consist of whole episodes. If not, they are cut after ``n_steps`` and bootstrapped."""
         return self.weights != "gae" or self.n_episodes is not None
 
-    def _check_arguments(self) -> None:
-        """Refuse every wrong argument: ``TypeError`` or ``ValueError`` with what to do."""
-        check_arguments(self)
-
-    def _check_env(self) -> None:
-        """Refuse environments that cannot be trained on."""
-        check_env(self)
-
     def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> None:
         """Subtract the baseline from ``rollout_buffer.advantages``; ``dones``: whether the last step ended an episode."""
 
@@ -154,53 +72,8 @@ class PolicyGradient(RolloutAlgorithm):
         self.policy.optimizer.step()
         return {"grad_norm": grad_norm}
 
-    # Construction
-
-    def _setup_model(self) -> None:
-        # SB3's load() sets attributes and calls this, without the constructor: all checks and derived state belong here
-        self._check_arguments()
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps, self.observation_space, self.action_space, device=self.device, gamma=self.gamma,
-            gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
-        )  # fmt: skip
-        kind = find_kind(self.policy_class)
-        policy = kind.make_policy(
-            self.policy_class, self.observation_space, self.action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
-        )
-        self.policy = policy.to(self.device)
-        self._maybe_recommend_cpu()
-        fuse(self.policy.optimizer)
-        self._setup_critic_optimizer()
-
-    def _setup_critic_optimizer(self) -> None:
-        self._policy_parameters = dict(self.policy.named_parameters())
-        self.critic_optimizer = make_critic_optimizer(self)
-
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        rate = self.critic_learning_rate
-        self._own_critic_lr_schedule: Schedule | None = None if rate is None else FloatSchedule(rate)
-
-    @property
-    def critic_lr_schedule(self) -> Schedule:
-        """Learning rate of the critic: SB3's ``lr_schedule``, which users may replace, unless it has its own."""
-        return self.lr_schedule if self._own_critic_lr_schedule is None else self._own_critic_lr_schedule
-
-    @critic_lr_schedule.setter
-    def critic_lr_schedule(self, schedule: Schedule) -> None:
-        self._own_critic_lr_schedule = schedule
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "critic_optimizer"], variables
-
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_policy_parameters", "_ending"]
+        return [*super()._excluded_save_params(), "_ending"]
 
     # Training
 
@@ -247,7 +120,7 @@ class PolicyGradient(RolloutAlgorithm):
 
     def train(self) -> None:
         """One policy step on the rollout, then the critic's fit."""
-        follow_policy(self)
+        self._follow_policy()
         with self.kind.computing():
             batch = make_batch(self)
             metrics = self._update_policy(batch)
@@ -274,15 +147,16 @@ class PolicyGradient(RolloutAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, normalizer = 0.0, 0.0, self._normalizer
+        ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         for chunk in self.kind.chunks(batch.steps):
             log_prob, entropy = self.kind.log_prob_and_entropy(batch.steps[chunk])
             loss = score_function_loss(log_prob, batch.weights[chunk], normalizer)
             policy_loss += loss.item()
             entropy_of_chunk = entropy.sum()
             entropy_sum += entropy_of_chunk.item()
-            require_finite("the policy's loss", policy_loss + self.ent_coef * entropy_sum)
-            if self.ent_coef != 0.0:
-                loss = loss - self.ent_coef * entropy_of_chunk / normalizer
+            require_finite("the policy's loss", policy_loss + ent_coef * entropy_sum)
+            if ent_coef != 0.0:
+                loss = loss - ent_coef * entropy_of_chunk / normalizer
             if loss.requires_grad:  # the user may have frozen the actor
                 loss.backward()  # type: ignore[no-untyped-call]
         actor_parameters = self.kind.actor_parameters()
@@ -296,6 +170,7 @@ class PolicyGradient(RolloutAlgorithm):
             "policy_loss": distributed.total(policy_loss),
             "entropy_loss": -distributed.total(entropy_sum) / distributed.total(len(batch.steps)),
             "approx_kl": self._estimate_kl(batch),
+            **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
             **metrics,
         }
 
@@ -321,59 +196,3 @@ class PolicyGradient(RolloutAlgorithm):
         learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.critic_optimizer, learning_rate)
         return {**fit_critic(self, batch), "critic_learning_rate": learning_rate}
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # Whole episodes overshoot total_timesteps, where a linear schedule would turn negative and the step into an ascent
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions of the policy for observations.
-
-        :param observation: a single one, or ``(n, …)``, or a dictionary of such
-        :param state: memory that the last call returned; None at the beginning and for policies without memory
-        :param episode_start: whether an observation begins an episode, which clears its memory, ``(n,)``
-        :param deterministic: the most likely action instead of a sample
-        :param action_masks: True where an action is legal, ``(n, n_logits)``, for policies that take masks; None if all are
-        :return: actions, and the memory to pass to the next call
-        """
-        masks = {} if action_masks is None else {"action_masks": action_masks}
-        with self.kind.computing():
-            predicted: tuple[Any, Any] = self.policy.predict(observation, state, episode_start, deterministic, **masks)
-        return predicted
-
-    def learn(
-        self: SelfPolicyGradient,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 10,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfPolicyGradient:
-        """Train for at least ``total_timesteps`` environment steps; the rollout in progress is completed.
-
-        :param total_timesteps: environment steps, over all environments
-        :param callback: called at every step with the state of the rollout
-        :param log_interval: rollouts between two logs
-        :param tb_log_name: name of the TensorBoard run; the name of the class if None
-        :param reset_num_timesteps: False to go on counting from the last call
-        :param progress_bar: show a progress bar (tqdm and rich)
-        :return: the model
-        :raises ValueError: if the environments do not fit: whole episodes that cannot be reset, a single one left out
-        """
-        self._check_env()
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )

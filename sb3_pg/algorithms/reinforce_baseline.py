@@ -57,7 +57,7 @@ class ReinforceBaseline(PolicyGradient):
         gae_lambda: float = 0.97,
         discounted_state_distribution: bool = False,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         max_grad_norm: float | None = 0.5,
         critic_learning_rate: float | Schedule | None = None,
         n_critic_updates: int = 5,

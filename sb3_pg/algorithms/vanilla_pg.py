@@ -39,7 +39,7 @@ class VanillaPG(PolicyGradient):
         which needs no factor
     :param normalize_advantage: Standardise the weights of a rollout (before γᵗ). Slightly biased, and robust to the scale
         of rewards. Where a rollout is a single episode, ``"return"`` weights are all the same and are scaled to ±1
-    :param ent_coef: Coefficient of the entropy bonus
+    :param ent_coef: Coefficient of the entropy bonus, a number or a schedule
     :param max_grad_norm: Largest norm of a gradient, the policy's and the critic's each; None for no clipping
     :param critic_learning_rate: Learning rate of the critic, a number or a schedule; None for ``learning_rate``
     :param n_critic_updates: Passes of the critic over a rollout
@@ -72,7 +72,7 @@ class VanillaPG(PolicyGradient):
         gae_lambda: float = 0.97,
         discounted_state_distribution: bool = False,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         max_grad_norm: float | None = 0.5,
         critic_learning_rate: float | Schedule | None = None,
         n_critic_updates: int = 5,

@@ -17,6 +17,8 @@ import yaml
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -30,6 +32,7 @@ Contender = Callable[[int], int]
 
 _OURS = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline, "NaturalPG": NaturalPG}
 _PEERS = {"A2C": A2C, "PPO": PPO}
+_CONTRIBS = ("RecurrentPPO", "MaskablePPO")
 _BARE = "bare VecEnv"
 
 
@@ -45,18 +48,25 @@ def _step(env: VecEnv, actions: list[np.ndarray], steps: int) -> int:
     return n_calls * env.num_envs
 
 
-def make_contenders(env_id: str, n_envs: int, seed: int) -> dict[str, Contender]:
+def make_contenders(env_id: str, n_envs: int, policy: str, seed: int) -> dict[str, Contender]:
     """The bare vector environment with random actions, every algorithm at its defaults, the peers at our ``n_steps``.
 
     :param env_id: registered environment
     :param n_envs: parallel copies in a DummyVecEnv
+    :param policy: ``""``; ``"lstm64"`` for a memory of so many units, in rollouts of 128 steps, beside a RecurrentPPO of one
+        epoch and one minibatch; or ``"masked"`` for masks that forbid nothing, beside MaskablePPO
     :param seed: seed of models and environments
     :return: by name, what to run
     """
-    env = make_vec_env(env_id, n_envs, seed=seed)
+    wrapper = partial(ActionMasker, action_mask_fn=_all_legal) if policy == "masked" else None
+    make_env = partial(make_vec_env, env_id, n_envs, seed=seed, wrapper_class=wrapper)  # type: ignore[arg-type]
+    env = make_env()
     env.reset()
     actions = [np.stack([env.action_space.sample() for _ in range(n_envs)]) for _ in range(256)]
     contenders: dict[str, Contender] = {_BARE: partial(_step, env, actions)}
+    if policy:
+        models = _make_masked(make_env, seed) if policy == "masked" else _make_recurrent(make_env, int(policy[4:]), seed)
+        return contenders | {name: partial(_learn, model) for name, model in models.items()}
     n_steps = None
     for name, cls in {**_OURS, **_PEERS}.items():
         model: Any = cls("MlpPolicy", make_vec_env(env_id, n_envs, seed=seed), seed=seed, device="cpu")
@@ -68,18 +78,38 @@ def make_contenders(env_id: str, n_envs: int, seed: int) -> dict[str, Contender]
     return contenders
 
 
-def measure(envs: list[tuple[str, int]], steps: int, repetitions: int, seed: int) -> Iterator[dict[str, Any]]:
+def _all_legal(env: Any) -> np.ndarray:
+    return np.ones(env.action_space.n, dtype=bool)
+
+
+def _make_recurrent(make_env: Callable[[], VecEnv], n_units: int, seed: int) -> dict[str, Any]:
+    kwargs: dict[str, Any] = dict(n_steps=128, seed=seed, device="cpu", policy_kwargs=dict(lstm_hidden_size=n_units))
+    models: dict[str, Any] = {name: cls("MlpLstmPolicy", make_env(), **kwargs) for name, cls in _OURS.items()}
+    models["VanillaPG, n_critic_updates=1"] = VanillaPG("MlpLstmPolicy", make_env(), n_critic_updates=1, **kwargs)
+    env = make_env()
+    models["RecurrentPPO"] = RecurrentPPO("MlpLstmPolicy", env, n_epochs=1, batch_size=128 * env.num_envs, **kwargs)
+    return models
+
+
+def _make_masked(make_env: Callable[[], VecEnv], seed: int) -> dict[str, Any]:
+    models: dict[str, Any] = {
+        name: cls("MaskableMlpPolicy", make_env(), seed=seed, device="cpu") for name, cls in _OURS.items()
+    }
+    return models | {"MaskablePPO": MaskablePPO("MlpPolicy", make_env(), seed=seed, device="cpu")}
+
+
+def measure(envs: list[tuple[str, int, str]], steps: int, repetitions: int, seed: int) -> Iterator[dict[str, Any]]:
     """Measure all contenders in turn, repetition by repetition, so that a busy machine hits all of them alike.
 
-    :param envs: environments, each with its number of copies
+    :param envs: environments, each with its number of copies and the kind of policy
     :param steps: environment steps of one measurement, at least
     :param repetitions: measurements of each contender
     :param seed: seed of models and environments
     :return: one row a measurement; ``steps_per_second`` counts the steps of all copies
     """
-    for env_id, n_envs in envs:
-        for row in interleave(make_contenders(env_id, n_envs, seed), steps, repetitions):
-            yield {"env": env_id, "n_envs": n_envs, **row}
+    for env_id, n_envs, policy in envs:
+        for row in interleave(make_contenders(env_id, n_envs, policy, seed), steps, repetitions):
+            yield {"env": f"{env_id} {policy}".strip(), "n_envs": n_envs, **row}
 
 
 def interleave(contenders: dict[str, Contender], steps: int, repetitions: int) -> Iterator[dict[str, Any]]:
@@ -110,10 +140,14 @@ def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
     summaries = []
     for env_id, n_envs in measurements[["env", "n_envs"]].drop_duplicates().itertuples(index=False):
         rates = wide.loc[env_id, n_envs]
-        for algorithm in measurements.algorithm.unique():
+        for algorithm in rates.columns[rates.notna().all()]:
             row: dict[str, Any] = dict(env=env_id, n_envs=n_envs, algorithm=algorithm)
             row["steps_per_second"] = rates[algorithm].median()
-            for peer in [name for name in rates.columns if name.split(",")[0] in (*_PEERS, _BARE)]:
+            for peer in [
+                name
+                for name in rates.columns
+                if name.split(",")[0] in (*_PEERS, *_CONTRIBS, _BARE) and rates[name].notna().all()
+            ]:
                 ratio = rates[algorithm] / rates[peer]
                 row |= {f"÷ {peer}": ratio.median(), f"÷ {peer} min": ratio.min(), f"÷ {peer} max": ratio.max()}
             summaries.append(row)
@@ -124,15 +158,15 @@ def _table(summary: pd.DataFrame) -> Table:
     ratios = [column for column in summary.columns if column.startswith("÷") and not column.endswith((" min", " max"))]
     table = Table("environment", "algorithm", "steps/s", *ratios, title="Median of interleaved repetitions [least–greatest]")
     for _, row in summary.iterrows():
-        cells = [f"{row[c]:.2f} [{row[c + ' min']:.2f}–{row[c + ' max']:.2f}]" for c in ratios]
+        cells = [f"{row[c]:.2f} [{row[c + ' min']:.2f}–{row[c + ' max']:.2f}]" if row[c] == row[c] else "–" for c in ratios]
         table.add_row(f"{row.env} × {row.n_envs}", row.algorithm, f"{row.steps_per_second:,.0f}", *cells)
     return table
 
 
-def run_speed(envs: list[tuple[str, int]], steps: int, repetitions: int, threads: int, seed: int, output: Path) -> None:
+def run_speed(envs: list[tuple[str, int, str]], steps: int, repetitions: int, threads: int, seed: int, output: Path) -> None:
     """Measure, write the CSV after every measurement, and print the table.
 
-    :param envs: environments, each with its number of copies
+    :param envs: environments, each with its number of copies and the kind of policy
     :param steps: environment steps of one measurement, at least
     :param repetitions: interleaved repetitions
     :param threads: threads of torch
@@ -142,12 +176,13 @@ def run_speed(envs: list[tuple[str, int]], steps: int, repetitions: int, threads
     th.set_num_threads(threads)
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    n_contenders = 1 + len(_OURS) + 2 * len(_PEERS)
+    n_contenders = {"": 1 + len(_OURS) + 2 * len(_PEERS), "masked": 2 + len(_OURS)}
+    n_rows = sum(n_contenders.get(policy, 3 + len(_OURS)) for _, _, policy in envs)
     console = Console()
     with Progress(
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console
     ) as progress:
-        task = progress.add_task("measuring", total=len(envs) * repetitions * n_contenders)
+        task = progress.add_task("measuring", total=repetitions * n_rows)
         for row in measure(envs, steps, repetitions, seed):
             rows.append(row)
             pd.DataFrame(rows).to_csv(output, index=False)

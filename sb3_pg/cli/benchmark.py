@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +9,17 @@ import gymnasium as gym
 
 from sb3_pg.benchmark import BUDGETS, LABELS
 
-PAIRS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
+ROWS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
+ROWS += ["CartPole-v1:8:lstm64", "CartPole-v1:64:lstm128", "CartPole-v1:8:masked"]
 
 
-def _pair(text: str) -> tuple[str, int]:
-    env_id, _, n_envs = text.rpartition(":")
-    if not env_id or not n_envs.isdigit() or int(n_envs) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ENVIRONMENT:NUMBER, as in CartPole-v1:8")
-    return env_id, int(n_envs)
+def _row(text: str) -> tuple[str, int, str]:
+    parts = re.fullmatch(r"(.+?):([1-9]\d*)(?::(lstm[1-9]\d*|masked))?", text)
+    if parts is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form ENVIRONMENT:NUMBER, as in CartPole-v1:8, with :lstm64 or :masked for such policies"
+        )
+    return parts[1], int(parts[2]), parts[3] or ""
 
 
 def _positive(text: str) -> int:
@@ -43,8 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         description="Environment steps per second, training included, of sb3_pg, A2C, PPO and the bare vector environment, in "
         "one process, interleaved. Absolute figures are the machine's; the ratios are what counts.",
     )
-    speed.add_argument("--envs", nargs="+", type=_pair, default=[_pair(p) for p in PAIRS], metavar="ENV:N",
-                       help="environments, each with its number of parallel copies")  # fmt: skip
+    speed.add_argument("--envs", nargs="+", type=_row, default=[_row(row) for row in ROWS], metavar="ENV:N[:POLICY]",
+                       help="environments, each with its number of parallel copies; with :lstm64 policies with a memory of so "
+                       "many units beside RecurrentPPO, with :masked policies with masks beside MaskablePPO")  # fmt: skip
     speed.add_argument("--steps", type=_positive, default=20_000, help="environment steps of one measurement, at least")
     speed.add_argument("--repetitions", type=_positive, default=5, help="interleaved repetitions; the table shows medians")
     speed.add_argument("--threads", type=_positive, default=1, help="threads of torch")

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from sb3_pg.cli.runs import import_packages, read_args
+
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the estimators on a trained agent, print the table and write CSV and figure.
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n-envs", type=int, default=8, help="parallel environments to play in")
     parser.add_argument("--seed", type=int, default=0, help="seed of environments and policy")
     parser.add_argument("--device", default="auto", help="device of the networks")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages to import that register environments")
+    parser.add_argument("--gym-packages", nargs="+", help="packages to import that register environments, if not the run's")
     parser.add_argument("--output", type=Path, default=Path("estimators"), help="name of the CSV file and the figure")
     arguments = parser.parse_args(argv)
 
@@ -71,7 +73,7 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from sb3_pg.zoo import register
 
     register()
-    for package in arguments.gym_packages:
+    for package in arguments.gym_packages or []:
         importlib.import_module(package)
     if arguments.algo not in ALGOS:
         raise ValueError(f"--algo must be one of {', '.join(ALGOS)}, not {arguments.algo!r}.")
@@ -87,6 +89,8 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
     model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
     set_random_seed(arguments.seed)
     folder = Path(log_path) / env_name
+    if not arguments.gym_packages:
+        import_packages(read_args(folder).get("gym_packages") or [])
     hyperparams, stats_path = get_saved_hyperparams(str(folder), test_mode=True)
     if stats_path is None:
         print(f"{folder} is missing: playing without the wrappers and the VecNormalize of the training.")

@@ -6,7 +6,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from sb3_pg.zoo import register
+from sb3_pg.cli.plots import check_plot, count_abandoned_steps
+from sb3_pg.cli.runs import import_packages, read_args
+from sb3_pg.zoo import pass_env_kwargs_of_file, register
 
 _LOADING = ("enjoy", "record_video")
 _FOR_AGENTS = ("train", "enjoy", "record_video")
@@ -27,14 +29,61 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = ["--algo", "vpg", *arguments]
     if command in _LOADING:
         arguments = ["-f", "logs", *arguments]
+    if command in _FOR_AGENTS:
+        arguments = _import_packages(command, arguments)
+    if command in _PLOTTING:
+        check_plot(command, arguments)
+    if command == "plot_train":
+        arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
     if command == "record_video":
+        pass_env_kwargs_of_file()
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
         return
     module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
     getattr(module, command)()
     if command in _PLOTTING:
         _save_figures(command)
+
+
+def _import_packages(command: str, arguments: list[str]) -> list[str]:
+    """Have the packages imported that register the environment: those named, or those the run was trained with.
+
+    :return: the arguments, as rl-zoo3's command takes them
+    """
+    import gymnasium as gym
+    from huggingface_sb3 import EnvironmentName
+    from rl_zoo3.utils import get_latest_run_id
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--gym-packages", nargs="+")
+    packages, without = parser.parse_known_args(arguments)
+    parser.add_argument("--algo", default="vpg")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("-f", "--folder", default="logs")
+    parser.add_argument("--exp-id", type=int, default=0)
+    parser.add_argument("-i", "--trained-agent", default="")
+    options, _ = parser.parse_known_args(arguments)
+    env_name = EnvironmentName(options.env)
+    if command == "train":
+        if not options.trained_agent:
+            return arguments
+        run = Path(options.trained_agent).parent
+    else:
+        folder = Path(options.folder) / options.algo
+        exp_id = options.exp_id or get_latest_run_id(str(folder), env_name)
+        run = folder / f"{env_name}_{exp_id}" if exp_id > 0 else folder
+    names = packages.gym_packages
+    if names is None:
+        names = read_args(run / env_name).get("gym_packages") or []
+        import_packages(names)
+        if command != "train" and run.is_dir() and env_name.gym_id not in gym.registry:
+            raise ValueError(f"{env_name.gym_id} is not registered: name the package that does it with --gym-packages.")
+    if command == "record_video":  # rl-zoo3's takes none
+        for name in names:
+            importlib.import_module(name)
+        return without
+    return [*without, *(["--gym-packages", *names] if names else [])]
 
 
 def _option(arguments: list[str], name: str) -> str | None:

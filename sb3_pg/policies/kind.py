@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.policies.parameters import find_critic_parameters, guess_critic_parameters, sample
+from sb3_pg.policies.privileged import build_policy
 from sb3_pg.policies.steps import Rows, Steps, map_obs, n_obs, take_obs
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class PolicyKind(ABC):
 
         :raises ValueError: if the class does not fit the spaces
         """
-        return policy_class(observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
+        return build_policy(policy_class, observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
 
     def computing(self) -> AbstractContextManager[None]:
         """What passes through the networks are to run in."""
@@ -91,6 +92,10 @@ class PolicyKind(ABC):
 
         :raises ValueError: saying what is missing
         """
+
+    def ask(self, env: VecEnv) -> dict[str, Any]:
+        """What the policy's ``predict`` takes beside observations and memory, of environments as they stand."""
+        return {}
 
     @abstractmethod
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:

@@ -6,13 +6,83 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import (
+    MaskableBernoulliDistribution,
+    MaskableCategorical,
+    MaskableCategoricalDistribution,
+    MaskableMultiCategoricalDistribution,
+)
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from sb3_contrib.common.maskable.utils import is_masking_supported
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from torch.distributions import Categorical
 
 from sb3_pg.policies.plain import PlainKind
+from sb3_pg.policies.privileged import build_policy
+
+_OF_CONTRIB = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution, MaskableBernoulliDistribution)
+
+
+class MaskedCategorical(MaskableCategorical):
+    """A categorical over the legal values alone: the others have probability 0 and no gradient, to the bit.
+
+    contrib's normalises the logits of all values before it masks some, and takes −10⁸ for −∞: large logits lose their digits,
+    and rounding errors reach the logits of illegal values.
+    """
+
+    def __init__(self, logits: th.Tensor):
+        self._original_logits, self.masks = logits, None
+        Categorical.__init__(self, logits=logits)
+
+    def apply_masking(self, masks: Any) -> None:
+        """Forbid the values where ``masks``, of the shape of the logits, is False; None forbids nothing."""
+        logits = self._original_logits
+        self.masks = None if masks is None else th.as_tensor(masks, dtype=th.bool, device=logits.device).reshape(logits.shape)
+        if self.masks is not None:
+            logits = logits.masked_fill(~self.masks, -th.inf)
+            logits = logits - logits.amax(dim=-1, keepdim=True).detach()  # the same policy, with more digits
+        self.__dict__.pop("probs", None)  # those of other logits
+        Categorical.__init__(self, logits=logits)
+
+    def entropy(self) -> th.Tensor:
+        """Of the legal values."""
+        return Categorical.entropy(self)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class MaskedCategoricalDistribution(MaskableCategoricalDistribution):
+    """contrib's distribution for Discrete actions, of a :class:`MaskedCategorical`."""
+
+    def proba_distribution(self, action_logits: th.Tensor) -> Any:
+        """Set the logits, ``(n, n_actions)``."""
+        self.distribution = MaskedCategorical(action_logits.view(-1, self.action_dim))
+        return self
+
+
+class MaskedMultiCategoricalDistribution(MaskableMultiCategoricalDistribution):
+    """contrib's distribution for MultiDiscrete actions, and MultiBinary ones as categoricals of two, of the same kind."""
+
+    def proba_distribution(self, action_logits: th.Tensor) -> Any:
+        """Set the logits, ``(n, n_logits)``."""
+        parts = th.split(action_logits.view(-1, sum(self.action_dims)), list(self.action_dims), dim=1)
+        self.distributions = [MaskedCategorical(part) for part in parts]
+        return self
+
+
+def make_masked_distribution(action_space: spaces.Space) -> MaskedCategoricalDistribution | MaskedMultiCategoricalDistribution:
+    """The distribution over the legal actions of a Discrete, MultiDiscrete or MultiBinary space."""
+    if isinstance(action_space, spaces.Discrete):
+        return MaskedCategoricalDistribution(int(action_space.n))
+    return MaskedMultiCategoricalDistribution(_n_choices(action_space))
+
+
+def _n_choices(action_space: spaces.Space) -> list[int]:
+    """Values of each categorical that an action consists of."""
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    is_multi_discrete = isinstance(action_space, spaces.MultiDiscrete)
+    return action_space.nvec.tolist() if is_multi_discrete else [2] * int(np.prod(action_space.shape))  # type: ignore
 
 
 class MaskedKind(PlainKind):
@@ -38,7 +108,10 @@ class MaskedKind(PlainKind):
         """contrib's take no ``use_sde``, which is for continuous actions."""
         if isinstance(action_space, spaces.Box):
             raise ValueError(f"{policy_class.__name__} masks discrete actions, but {action_space} is continuous.")
-        return policy_class(observation_space, action_space, lr_schedule, **policy_kwargs)
+        policy = build_policy(policy_class, observation_space, action_space, lr_schedule, **policy_kwargs)
+        if type(policy.action_dist) in _OF_CONTRIB:
+            policy.action_dist = make_masked_distribution(action_space)
+        return policy
 
     def check_env(self, env: VecEnv) -> None:
         """Refuse environments that do not say what is legal."""
@@ -48,13 +121,16 @@ class MaskedKind(PlainKind):
                 "sb3_contrib.common.wrappers.ActionMasker."
             )
 
+    def ask(self, env: VecEnv) -> dict[str, Any]:
+        """Their masks."""
+        self.check_env(env)
+        return {"action_masks": get_action_masks(env)}
+
     def _begin(self, env: VecEnv) -> None:
         super()._begin(env)
-        space, self._env, self._n_rollout_steps = self.policy.action_space, env, 0
-        sizes = [space.n] if isinstance(space, spaces.Discrete) else getattr(space, "nvec", None)
-        sizes = [2] * int(np.prod(space.shape)) if sizes is None else sizes  # type: ignore[arg-type]
+        self._env, self._n_rollout_steps, sizes = env, 0, _n_choices(self.policy.action_space)
         # Where the logits of each categorical begin, and how many there are in all
-        self._begins, self._n_logits = np.cumsum([0, *sizes[:-1]]), int(np.sum(sizes))
+        self._begins, self._n_logits = np.cumsum([0, *sizes[:-1]]), sum(sizes)
 
     def _observe(self, episode_starts: np.ndarray) -> Mapping[str, np.ndarray]:
         of_envs = [np.asarray(mask, dtype=bool).ravel() for mask in self._env.env_method("action_masks")]
@@ -74,8 +150,8 @@ class MaskedKind(PlainKind):
         self._n_rollout_steps += 1
         return {**super()._observe(episode_starts), "action_masks": masks}
 
-    def _make_outputs(self) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
-        outputs = super()._make_outputs()
+    def _make_outputs(self, n_envs: int) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
+        outputs = super()._make_outputs(n_envs)
         return lambda obs, context: np.where(context["action_masks"], outputs(obs, context), -np.inf)
 
     def _arguments(self, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +161,5 @@ class MaskedKind(PlainKind):
         """Over the legal actions, summed over the dimensions of the action. SB3's knows no masks."""
         divergence: Any = 0.0
         for p, q in zip(*(getattr(x, "distributions", None) or [x.distribution] for x in (old, new)), strict=True):
-            of_action = p.probs * (p.logits - q.logits)
-            divergence = divergence + th.where(p.masks, of_action, 0.0).sum(dim=1)
+            divergence = divergence + (p.probs * (p.logits - q.logits).masked_fill(~p.masks, 0.0)).sum(dim=1)
         return divergence  # type: ignore[no-any-return]

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_pg.policies.masked import MaskedKind
+from sb3_pg.policies.masked import MaskedKind, make_masked_distribution
 from sb3_pg.policies.recurrent import RecurrentKind
 
 
@@ -36,7 +35,7 @@ class MaskableRecurrentActorCriticPolicy(RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.features_dim = int(self.features_dim)  # NumPy's for MultiDiscrete observations, which nn.LSTM refuses
-        self.action_dist = make_masked_proba_distribution(self.action_space)
+        self.action_dist = make_masked_distribution(self.action_space)
         self.action_net = self.action_dist.proba_distribution_net(latent_dim=self.mlp_extractor.latent_dim_pi)
         if self.ortho_init:
             self.action_net.apply(partial(self.init_weights, gain=0.01))

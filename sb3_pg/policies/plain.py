@@ -63,7 +63,7 @@ class PlainKind(PolicyKind):
             return self._sample_forward
         if self.overrides("_get_action_dist_from_latent") or not takes_noise(policy.action_dist):
             return self._sample_distribution
-        outputs, draw = self._make_outputs(), draw_with_noise(policy, env.num_envs)
+        outputs, draw = self._make_outputs(env.num_envs), draw_with_noise(policy, env.num_envs)
 
         def sample(obs: Any, episode_starts: np.ndarray) -> Sample:
             context = self._observe(episode_starts)
@@ -83,10 +83,10 @@ class PlainKind(PolicyKind):
             actions = self._act(obs_as_tensor(obs, self.policy.device), context).get_actions()
         return Sample(actions.cpu().numpy().reshape(-1, *self.policy.action_space.shape), context=context)  # type: ignore[misc]
 
-    def _make_outputs(self) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
+    def _make_outputs(self, n_envs: int) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
         """From observations and their context to logits or means, ``(n_envs, n_outputs)``."""
         if is_plain_mlp(self.policy):
-            features, networks = numpy_features(self.policy), numpy_outputs(self.policy)
+            features, networks = numpy_features(self.policy), numpy_outputs(self.policy, n_envs)
             return lambda obs, context: networks(features(obs))
         return self._torch_outputs
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_pg.policies import kind
 from sb3_pg.policies.plain import PlainKind
-from sb3_pg.policies.sampling import is_altered, is_plain_mlp, numpy_features, numpy_outputs
+from sb3_pg.policies.sampling import is_altered, is_plain_mlp, make_product, numpy_features, numpy_outputs
 from sb3_pg.policies.steps import Rows, Steps
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ Memory = tuple[th.Tensor, ...]
 # else, a number from 0 on, that it begins one with the memory of that number: those the environments had at the start of the
 # rollout, followed by those they had wherever the policy was changed within it
 _GOES_ON, _BEGINS = -2, -1
+# Multiplications in a step of the LSTM up to which NumPy is faster than torch
+_MOST_IN_NUMPY = 2**23
 # Segments are replayed together, and padded, if the shorter has at least this share of the longer's steps
 _LIKE_LENGTH = 0.5
 
@@ -124,10 +126,12 @@ class RecurrentKind(PlainKind):
         self._remember(memory)
         return distribution
 
-    def _make_outputs(self) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
+    def _make_outputs(self, n_envs: int) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
         if not (is_plain_mlp(self.policy) and _is_plain_lstm(self.policy.lstm_actor)) or self.overrides("_process_sequence"):
             return self._torch_outputs
-        features, networks = numpy_features(self.policy), numpy_outputs(self.policy)
+        if n_envs * self.policy.lstm_actor.weight_hh_l0.numel() > _MOST_IN_NUMPY:
+            return self._torch_outputs
+        features, networks = numpy_features(self.policy), numpy_outputs(self.policy, n_envs)
         advance = _numpy_lstm(self.policy.lstm_actor, self._actor_memory)
         return lambda obs, context: networks(advance(features(obs)))
 
@@ -360,13 +364,14 @@ def _numpy_lstm(lstm: nn.LSTM, memory: tuple[np.ndarray, np.ndarray]) -> Callabl
         names = [f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if lstm.bias else ()))]
         # Views of the weights: what changes them in place is seen at once
         from_input, from_hidden, *biases = (getattr(lstm, name).detach().numpy() for name in names)
-        layers.append((from_input.T, from_hidden.T, biases, memory[0][layer], memory[1][layer]))
+        hidden, cell = memory[0][layer], memory[1][layer]
+        layers.append((make_product(from_input, len(hidden)), make_product(from_hidden, len(hidden)), biases, hidden, cell))
     n = lstm.hidden_size
 
     def advance(x: np.ndarray) -> np.ndarray:
         for from_input, from_hidden, biases, hidden, cell in layers:
-            gates = x.dot(from_input)
-            gates += hidden.dot(from_hidden)
+            gates = from_input(x)
+            gates += from_hidden(hidden)
             for bias in biases:
                 gates += bias
             candidate = np.tanh(gates[:, 2 * n : 3 * n])

@@ -19,11 +19,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.distributions import (
-    MaskableBernoulliDistribution,
-    MaskableCategoricalDistribution,
-    MaskableMultiCategoricalDistribution,
-)
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -56,16 +52,15 @@ _NOISE: dict[type, str] = {
     MultiCategoricalDistribution: "gumbel",
     BernoulliDistribution: "logistic",
     DiagGaussianDistribution: "standard_normal",
-    MaskableCategoricalDistribution: "gumbel",
-    MaskableMultiCategoricalDistribution: "gumbel",
-    MaskableBernoulliDistribution: "gumbel",  # a categorical of two for each bit
 }
+# contrib's and our own over legal actions; a bit is a categorical of two
+_MASKED = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution)
 
 
 def takes_noise(distribution: Any) -> bool:
     """Whether actions of this distribution of SB3's or contrib's are a function of its outputs and noise."""
     replaced = vars(distribution).keys() & {"proba_distribution", "get_actions", "sample"}
-    return type(distribution) in _NOISE and not replaced
+    return (type(distribution) in _NOISE or isinstance(distribution, _MASKED)) and not replaced
 
 
 def draw_with_noise(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -78,7 +73,7 @@ def draw_with_noise(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarr
     to_actions = _make_to_actions(policy)
     # A generator for each rollout, seeded from torch's, which the model's seed determines
     rng = np.random.default_rng(int(th.randint(2**63 - 1, ())))
-    draw_noise = getattr(rng, _NOISE[type(policy.action_dist)])
+    draw_noise = getattr(rng, _NOISE.get(type(policy.action_dist), "gumbel"))
     noise: Iterator[np.ndarray] = iter(())
     shape = (n_envs, *policy.action_space.shape)
 
@@ -167,18 +162,33 @@ def numpy_features(policy: Any) -> Outputs:
     return lambda obs: flatten(obs) if keys is None else np.concatenate([flatten(obs[key]) for key in keys], axis=1)
 
 
-def numpy_outputs(policy: Any) -> Callable[[np.ndarray], np.ndarray]:
+# Multiplications in a matrix product up to which NumPy's OpenBLAS stays on one thread. Its threads wait for each other in
+# every product, which takes a hundred times as long on a machine where others work as well
+_ONE_THREAD = 2**18
+
+
+def make_product(weight: np.ndarray, n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """x ↦ x · weightᵀ for x of n rows, on one thread. Changes of the weight in place are seen."""
+    n_blocks = -(-n * weight.size // _ONE_THREAD)
+    if n_blocks <= 1:
+        transposed = weight.T
+        return lambda x: x.dot(transposed)
+    blocks = [block.T for block in np.array_split(weight, n_blocks)]
+    return lambda x: np.concatenate([x.dot(block) for block in blocks], axis=1)
+
+
+def numpy_outputs(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
     """The actor's networks behind the features, in NumPy: of a policy that :func:`is_plain_mlp`."""
     modules = [*policy.mlp_extractor.policy_net, policy.action_net]
     # Views of the weights: what changes them in place is seen at once
-    weights = [linear.weight.detach().numpy().T for linear in modules[::2]]
+    products = [make_product(linear.weight.detach().numpy(), n_envs) for linear in modules[::2]]
     biases = [0.0 if linear.bias is None else linear.bias.detach().numpy() for linear in modules[::2]]
     activations = [*(_ACTIVATIONS[type(module)] for module in modules[1::2]), None]
-    layers = list(zip(weights, biases, activations, strict=True))
+    layers = list(zip(products, biases, activations, strict=True))
 
     def outputs(x: np.ndarray) -> np.ndarray:
-        for weight, bias, activation in layers:
-            x = x.dot(weight)
+        for product, bias, activation in layers:
+            x = product(x)
             x += bias
             if activation is not None:
                 activation(x, x)

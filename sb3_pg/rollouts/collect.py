@@ -18,6 +18,7 @@ from sb3_pg.finite import require_finite_rows
 from sb3_pg.policies import PolicyKind, make_kind
 from sb3_pg.policies.kind import Sampler
 from sb3_pg.policies.snapshot import Snapshot
+from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
 from sb3_pg.rollouts.used import Footprint, glance
@@ -120,6 +121,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         selection = EpisodeSelection(
             env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes, self.MAX_EPISODE_STEPS
         )
+        is_translated = policy_action_space(self.action_space) is not self.action_space
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
         # SB3 makes a callback of no callback: nobody reads its locals
         listening, look = not (type(callback) is ConvertCallback and callback.callback is None), glance(env)
@@ -146,6 +148,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 raise
 
             clipped_actions = self._clip(actions)
+            if is_translated:
+                clipped_actions = to_env_actions(actions, self.action_space)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             dones = np.asarray(dones, dtype=bool)
             self.num_timesteps += env.num_envs
@@ -205,7 +209,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return True
 
     def _clip(self, actions: np.ndarray) -> np.ndarray:
-        """Actions of the policy as the environments take them."""
+        """Actions of the policy within the bounds of the action space."""
         if not isinstance(self.action_space, spaces.Box):
             return actions
         if self.policy.squash_output:

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_pg.rollouts.actions import policy_action_space
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
 
@@ -41,7 +42,7 @@ class EpisodePlayer(RolloutAlgorithm):
         is_dict = isinstance(model.observation_space, spaces.Dict)
         buffer_class: type[EpisodeRolloutBuffer] = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
         self.rollout_buffer = buffer_class(
-            self.n_steps, self.observation_space, self.action_space, self.device, n_envs=env.num_envs
+            self.n_steps, self.observation_space, policy_action_space(self.action_space), self.device, n_envs=env.num_envs
         )
         self.ep_info_buffer, self.ep_success_buffer = deque(maxlen=1), deque(maxlen=1)
 

@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from envs import ScriptedEnv
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_pg import ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
@@ -74,9 +78,10 @@ def test_vector_environments_that_do_not_know_their_wrappers() -> None:
     ReinforceBaseline("MlpPolicy", Unknowing([lambda: ScriptedEnv([5])]), n_steps=8).learn(10)
 
 
-def test_recurrent_policies_are_refused() -> None:
-    with pytest.raises(TypeError, match="RecurrentActorCriticPolicy has a memory"):
-        VanillaPG(RecurrentActorCriticPolicy, "CartPole-v1")
+@pytest.mark.parametrize("policy", [DQNPolicy, th.nn.Linear])
+def test_policies_of_other_algorithms_are_refused(policy: Any) -> None:
+    with pytest.raises(TypeError, match=f"{policy.__name__} is no stochastic actor-critic policy"):
+        VanillaPG(policy, "CartPole-v1")
 
 
 def test_dictionaries_need_a_buffer_for_them() -> None:
@@ -87,6 +92,63 @@ def test_dictionaries_need_a_buffer_for_them() -> None:
 
     with pytest.raises(ValueError, match="EpisodeDictRolloutBuffer"):
         VanillaPG("MultiInputPolicy", DummyVecEnv([DictEnv]), rollout_buffer_class=EpisodeRolloutBuffer)
+
+
+@pytest.mark.parametrize(
+    "space, message",
+    [
+        (spaces.Discrete(3, start=5), "do not count from 0"),
+        (spaces.MultiDiscrete([2, 3], start=[0, -1]), "do not count from 0"),
+        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "are not of one dimension"),
+        (spaces.Box(-1, 1, (), np.float32), "have no dimension"),
+        (spaces.Box(-1, 1, (0,), np.float32), "are empty"),
+        (spaces.Tuple([spaces.Discrete(2)]), "are not supported"),
+    ],
+    ids=str,
+)
+def test_observations_that_sb3s_policies_cannot_take(space: spaces.Space, message: str) -> None:
+    def make(space: spaces.Space) -> gym.Env:
+        env = ScriptedEnv([2])
+        env.observation_space = space
+        env._obs = space.sample
+        return env
+
+    with pytest.raises(ValueError, match=f"Observations of .* {message}"):
+        VanillaPG("MlpPolicy", make(space))
+    if message == "are not supported":
+        return
+    with pytest.raises(ValueError, match=f"Observations of .* of 'x' {message}"):
+        VanillaPG("MultiInputPolicy", make(spaces.Dict(x=space)))
+    if message != "are empty":  # what the message says to do
+        VanillaPG("MlpPolicy", gym.wrappers.FlattenObservation(make(spaces.Dict(x=space))), n_steps=8).learn(16)
+
+
+def test_a_policy_of_the_users_own_may_know_what_to_do_with_observations() -> None:
+    class FromFive(ActorCriticPolicy):
+        def extract_features(self, obs: th.Tensor, features_extractor: Any = None) -> Any:
+            return super().extract_features(obs - 5, features_extractor)
+
+    class ColumnExtractor(BaseFeaturesExtractor):
+        def __init__(self, observation_space: spaces.Space):
+            super().__init__(observation_space, features_dim=1)
+
+        def forward(self, obs: th.Tensor) -> th.Tensor:
+            return obs.reshape(-1, 1)
+
+    for policy, space, policy_kwargs in (
+        (FromFive, spaces.Discrete(3, start=5), {}),
+        ("MlpPolicy", spaces.Box(-1, 1, (), np.float32), dict(features_extractor_class=ColumnExtractor)),
+    ):
+        env = ScriptedEnv([4])
+        env.observation_space, env._obs = space, lambda space=space: space.low + 1 if hasattr(space, "low") else 7
+        VanillaPG(policy, env, n_steps=8, policy_kwargs=policy_kwargs).learn(16)
+
+
+def test_nothing_to_choose() -> None:
+    env = ScriptedEnv([2])
+    env.action_space = spaces.Box(-1, 1, (0,), np.float32)
+    with pytest.raises(ValueError, match="nothing to choose"):
+        VanillaPG("MlpPolicy", env)
 
 
 def test_unsupported_spaces_are_refused() -> None:

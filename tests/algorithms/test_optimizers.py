@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
-from sb3_pg.algorithms.optimizers import follow_policy, follow_replacements
+from sb3_pg.algorithms.optimizers import follow_replacements
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 ALGORITHMS = pytest.mark.parametrize("cls", [VanillaPG, ReinforceBaseline, NaturalPG])
@@ -37,7 +37,7 @@ def test_a_replaced_layer_is_trained(cls: type[PolicyGradient], part: str, tmp_p
     moments = model.critic_optimizer.state[weight]["exp_avg"].clone()
     setattr(model.policy, part, nn.Linear(64, getattr(model.policy, part).out_features))
     before = params(model)
-    follow_policy(model)
+    model._follow_policy()
     assert is_same(held(model.policy.optimizer), model.policy.parameters())
     assert is_same(held(model.critic_optimizer), model.kind.critic_parameters())
     assert {id(p) for p in model.kind.critic_parameters()} == {
@@ -60,7 +60,7 @@ def test_the_other_parameters_keep_their_state() -> None:
     weight, bias = policy.mlp_extractor.policy_net[0].weight, policy.action_net.bias
     moments = optimizer.state[weight]["exp_avg"].clone()
     policy.action_net.weight = nn.Parameter(policy.action_net.weight.detach() * 0.5)
-    follow_policy(model)
+    model._follow_policy()
     assert th.equal(optimizer.state[weight]["exp_avg"], moments) and optimizer.state[bias]["step"] == 4
     assert set(optimizer.state) <= set(policy.parameters())
 

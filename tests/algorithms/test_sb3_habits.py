@@ -11,7 +11,7 @@ import pytest
 import torch as th
 from helpers import VARIANTS, changed, params, variants
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import (
     FakeImageEnv,
@@ -21,9 +21,10 @@ from stable_baselines3.common.envs import (
     IdentityEnvMultiDiscrete,
     SimpleMultiObsEnv,
 )
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 ENVS: dict[str, tuple[Any, str]] = {
@@ -152,3 +153,110 @@ def test_policy_kwargs_are_left_alone() -> None:
 def test_a_model_can_be_copied() -> None:
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0).learn(32)
     assert not changed(params(model), copy.deepcopy(model))
+
+
+def test_a_model_loaded_without_an_environment(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 2, seed=0)
+    VanillaPG("MlpPolicy", env, n_steps=16).learn(32).save(tmp_path / "m")
+    model = VanillaPG.load(tmp_path / "m")
+    assert model.predict(env.reset())[0].shape == (2,)
+    with pytest.raises(ValueError, match=r"no environment to learn from: pass env to VanillaPG or VanillaPG\.load"):
+        model.learn(32)
+    model.set_env(env)
+    assert model.learn(32).num_timesteps == 32
+    with pytest.raises(ValueError, match="no environment to learn from"):
+        VanillaPG("MlpPolicy", None)
+
+
+@pytest.mark.parametrize(
+    "cls, name, message",
+    [
+        (VanillaPG, "n_step", r"VanillaPG\.load\(\) does not take 'n_step': did you mean 'n_steps'\?"),
+        (VanillaPG, "target_kl", r"'target_kl': it takes env, learning_rate, .*, device, and attributes of the saved model"),
+        (VanillaPG, "vf_coef", "'vf_coef'"),  # an attribute, without effect
+        (NaturalPG, "max_grad_norm", "'max_grad_norm'"),
+        (ReinforceBaseline, "policy", "'policy'"),
+        (ReinforceBaseline, "base_line", "did you mean 'baseline'"),
+    ],
+)
+def test_misspelt_keywords_of_load(cls: type[PolicyGradient], name: str, message: str, tmp_path: Path) -> None:
+    cls("MlpPolicy", "CartPole-v1").save(tmp_path / "m")
+    with pytest.raises(TypeError, match=message):
+        cls.load(tmp_path / "m", **{name: 3})
+
+
+def test_keywords_of_load(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 2, seed=0)
+    model = VanillaPG("MlpPolicy", env)
+    model.note = "the user's own"
+    model.save(tmp_path / "m")
+    # rl-zoo3's enjoy, its train -i, attributes, and a file that is open
+    zoos = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    assert VanillaPG.load(tmp_path / "m", custom_objects=zoos, device="cpu", seed=3).seed == 3
+    given = dict(seed=1, tensorboard_log=str(tmp_path), verbose=0, n_steps=8, policy_kwargs={}, note="another")
+    model = VanillaPG.load(tmp_path / "m", env=env, device="cpu", **given)
+    assert {name: getattr(model, name) for name in given} == given and model.rollout_buffer.buffer_size == 8
+    with open(tmp_path / "m.zip", "rb") as file:
+        assert VanillaPG.load(file, n_envs=3).rollout_buffer.n_envs == 3
+
+
+def test_load_of_a_users_class(tmp_path: Path) -> None:
+    class Mine(VanillaPG):
+        def __init__(self, *args: Any, temperature: float = 1.0, **kwargs: Any):
+            self.temperature = temperature
+            super().__init__(*args, **kwargs)
+
+    Mine("MlpPolicy", "CartPole-v1", temperature=2.0).save(tmp_path / "m")
+    model = Mine.load(tmp_path / "m", temperature=3.0, n_steps=8)
+    assert model.temperature == 3.0 and model.n_steps == 8
+    with pytest.raises(TypeError, match=r"Mine\.load\(\) does not take 'n_step': did you mean 'n_steps'"):
+        Mine.load(tmp_path / "m", n_step=8)
+
+
+class Rows(KVWriter):
+    """Where rows of a log are counted."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.steps.append(step)
+
+
+def rows_of(model: PolicyGradient, n_steps: int, **kwargs: Any) -> list[int]:
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(n_steps, **kwargs)
+    return rows.steps
+
+
+@pytest.mark.parametrize(
+    "cls, kwargs, n_envs, every",
+    [
+        (VanillaPG, {}, 8, 2048),
+        (VanillaPG, {}, 1, 2048),
+        (VanillaPG, dict(n_steps=5), 8, 2080),  # 52 rollouts of 40 steps
+        (NaturalPG, {}, 8, 8192),
+        (NaturalPG, {}, 1, 2048),
+    ],
+)
+def test_the_pace_of_the_log(cls: type[PolicyGradient], kwargs: dict[str, Any], n_envs: int, every: int) -> None:
+    model = cls("MlpPolicy", make_vec_env("CartPole-v1", n_envs, seed=0), seed=0, **kwargs)
+    steps = rows_of(model, 2 * every)
+    assert steps == [every, 2 * every]
+    # Going on: the pace is that of each call of learn
+    assert rows_of(model, every, reset_num_timesteps=False) == [model.num_timesteps] == [3 * every]
+
+
+def test_the_pace_of_the_log_with_whole_episodes() -> None:
+    model = ReinforceBaseline("MlpPolicy", "CartPole-v1", n_episodes=1, seed=0)
+    gaps = np.diff([0, *rows_of(model, 10_000)])
+    assert 4 <= len(gaps) <= 5 and all(gaps >= 2048) and all(gaps < 2048 + 500)
+
+
+def test_the_pace_of_the_log_on_request() -> None:
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0)
+    assert rows_of(model, 160, log_interval=3) == [48, 96, 144]
+    assert rows_of(model, 160, log_interval=None) == []
+    assert rows_of(model, 160, log_interval=None, callback=LogEveryNTimesteps(32)) == [32, 64, 96, 128, 160]
+    assert rows_of(model, 64, callback=LogEveryNTimesteps(32)) == [32, 64]

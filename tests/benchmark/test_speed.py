@@ -36,6 +36,16 @@ def test_speed_writes_table_and_csv(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "CartPole-v1" in capsys.readouterr().out
 
 
+def test_speed_of_policies_with_memory_and_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "speed.csv"
+    rows = ["CartPole-v1:2:lstm8", "CartPole-v1:2:masked"]
+    main(["speed", "--envs", *rows, "--steps", "64", "--repetitions", "1", "--output", str(output)])
+    by_env = pd.read_csv(output).groupby("env").algorithm.unique()
+    assert {"VanillaPG", "VanillaPG, n_critic_updates=1", "RecurrentPPO"} <= set(by_env["CartPole-v1 lstm8"])
+    assert {"VanillaPG", "MaskablePPO", "bare VecEnv"} <= set(by_env["CartPole-v1 masked"])
+    assert "RecurrentPPO" in capsys.readouterr().out
+
+
 def test_an_unknown_environment_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["speed", "--envs", "NoSuchEnvironment-v0:1", "--output", str(tmp_path / "speed.csv")])

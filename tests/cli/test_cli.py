@@ -1,9 +1,7 @@
 """The command sb3-pg, as a user types it."""
 
 import argparse
-import os
 import subprocess
-import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,11 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from helpers import HANGS, run_process, running
+from helpers import ENVIRONMENT, HANGS, command_of, finish, running, sb3_pg
 
 from sb3_pg import VanillaPG
 from sb3_pg.cli import main
 from sb3_pg.cli.estimators import load_agent
-
-TESTS = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
-
-
-def command_of(*arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> list[str]:
-    return [sys.executable, "-W", "ignore", *program, *arguments]
-
-
-def finish(folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> tuple[int, str, str]:
-    result = run_process(command_of(*arguments, program=program), cwd=folder, env=ENVIRONMENT)
-    return result.returncode, result.stdout, result.stderr
-
-
-def sb3_pg(folder: Path, command: str, program: tuple[str, ...] = ("-m", "sb3_pg")) -> str:
-    code, out, err = finish(folder, *command.split(), program=program)
-    assert code == 0, out + err
-    return out
 
 
 @pytest.fixture(scope="module")

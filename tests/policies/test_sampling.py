@@ -45,7 +45,7 @@ Outputs = Callable[[Any], np.ndarray]
 
 
 def numpy_outputs(policy: ActorCriticPolicy) -> Outputs:
-    features, networks = sampling.numpy_features(policy), sampling.numpy_outputs(policy)
+    features, networks = sampling.numpy_features(policy), sampling.numpy_outputs(policy, 50)
     return lambda obs: networks(features(obs))
 
 

@@ -99,7 +99,7 @@ def test_context_of_the_sampler_reaches_every_scoring_of_its_steps(monkeypatch: 
     def score_with_context(steps: Steps) -> Any:
         if steps.context:  # PlainKind fills the buffer without
             assert th.equal(steps.context["shown"], steps.observations)
-            assert th.equal(steps.context["start"].flatten(), steps.observations[:, 1] == 0)  # (episode, t)
+            assert th.equal(steps.context["start"], steps.observations[:, 1] == 0)  # (episode, t)
             sizes.add(len(steps))
         return score(steps)
 
