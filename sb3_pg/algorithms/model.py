@@ -127,8 +127,8 @@ class Model(RolloutAlgorithm):
         )
         self.policy = policy.to(self.device)
         self._maybe_recommend_cpu()
-        fuse(self.policy.optimizer)
         self._setup_critic_optimizer()
+        fuse(self.policy.optimizer)
 
     def _setup_critic_optimizer(self) -> None:
         critic_parameters = self._find_critic_parameters()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch as th
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 
 def fuse(optimizer: th.optim.Optimizer) -> None:
@@ -16,6 +17,8 @@ def fuse(optimizer: th.optim.Optimizer) -> None:
 
 
 def _can_be_fused(parameters: list[Parameter]) -> bool:
+    if any(map(is_lazy, parameters)):
+        return False
     on_known_device = all(p.device.type in ("cpu", "cuda") for p in parameters)
     # The kernel goes through memory from end to end
     is_dense = all(p.is_contiguous() or p.is_contiguous(memory_format=th.channels_last) for p in parameters)

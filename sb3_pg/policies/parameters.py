@@ -59,6 +59,9 @@ def find_critic_parameters(
     """
     policy.set_training_mode(False)  # the mode that the policy acts and is scored in
     obs = map_obs(lambda x: th.as_tensor(x, device=policy.device), observations)
+    if any(map(nn.parameter.is_lazy, policy.parameters())):
+        with th.no_grad():  # a first pass makes them
+            evaluate(obs, actions)
     parameters = [p for p in policy.parameters() if p.is_floating_point()]
     frozen = [p for p in parameters if not p.requires_grad]  # now; the user may thaw them
     before = [p.detach().clone() for p in parameters]

@@ -38,7 +38,7 @@ class Snapshot:
         self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self._versions = list(map(_version, self._parameters))
         self._addresses = list(map(th.Tensor.data_ptr, self._parameters))
-        on_cpu = [p for p in self._parameters if p.device.type == "cpu" and p.dtype != th.bfloat16]
+        on_cpu = [p for p in self._parameters if p.device.type == "cpu" and p.dtype in (th.float16, th.float32, th.float64)]
         self._firsts: list[Any] = [_first_numbers(p) for p in on_cpu]
         self._numbers = b"".join(self._firsts)
 

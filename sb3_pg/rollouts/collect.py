@@ -302,13 +302,14 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
 
 def _is_sb3s(callback: Any) -> bool:
-    """Whether a callback and all that it calls are SB3's own, which leave the policy alone."""
+    """Whether a callback and all that it calls are SB3's own, or ours, which leave the policy alone."""
     if isinstance(callback, list | tuple):
         return all(map(_is_sb3s, callback))
     calls = (
         getattr(callback, name, None) for name in ("callbacks", "callback", "callback_on_new_best", "callback_after_eval")
     )
-    return callback is None or (type(callback).__module__ == BaseCallback.__module__ and all(map(_is_sb3s, calls)))
+    package = type(callback).__module__.partition(".")[0]
+    return callback is None or (package in ("stable_baselines3", "sb3_contrib", "sb3_pg") and all(map(_is_sb3s, calls)))
 
 
 def _call_back(callback: BaseCallback, locals_: dict[str, Any], look: Callable[[], tuple[Any, Any]]) -> bool:

@@ -178,6 +178,23 @@ def test_an_encoder_that_is_set_after_construction(cls: Any, kwargs: Any, is_mod
         assert not changed(params(model), loaded) and loaded.learn(16, reset_num_timesteps=False)
 
 
+class Lazy(FlattenExtractor):
+    def __init__(self, observation_space: spaces.Box):
+        super().__init__(observation_space)
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(super().forward(observations))
+
+
+def test_layers_that_are_made_by_the_first_pass() -> None:
+    policy_kwargs = dict(features_extractor_class=Lazy, ortho_init=False)
+    model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, policy_kwargs=policy_kwargs, seed=0)
+    before = params(model)
+    assert changed(before, model.learn(32)) == set(before) and all("value_net" in name for name in critic_of(model))
+    assert model.policy.optimizer.param_groups[0]["fused"]
+
+
 def test_a_policy_that_is_known_to_have_no_critic_is_refused_when_it_is_known() -> None:
     class NoCritic(ActorCriticPolicy):
         def predict_values(self, obs: Any) -> th.Tensor:
