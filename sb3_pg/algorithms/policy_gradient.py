@@ -326,7 +326,7 @@ class PolicyGradient(RolloutAlgorithm):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions of the policy for observations.
+        """Actions of the policy for observations, as the environment takes them; those of ``policy.predict`` count from 0.
 
         :param observation: a single one, or ``(n, …)``, or a dictionary of such
         :param state: memory that the last call returned; None at the beginning and for policies without memory
