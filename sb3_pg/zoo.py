@@ -94,7 +94,7 @@ def _extend(manager: Any) -> None:
         except KeyError as error:
             if error.args != ("atari",):
                 raise
-            why = ", whose whole episodes are too long there" if self.algo == "reinforce" else ""
+            why = ", whose episodes are too long to be played whole" if self.algo == "reinforce" else ""
             raise ValueError(
                 f"{self.config} has no entry for {self.env_name.gym_id} and none for Atari{why}: take another algorithm, such "
                 "as --algo vpg, or write an entry named atari and pass its file as --conf-file."

@@ -166,7 +166,7 @@ def test_a_file_without_atari_is_named(tmp_path: Path) -> None:
     gym.register("FakePong-v0", entry_point="nowhere:AtariEnv")
     try:
         manager = ExperimentManager(argparse.Namespace(), "reinforce", "FakePong-v0", str(tmp_path), verbose=0)
-        message = r"reinforce\.yml has no entry for FakePong-v0 and none for Atari, whose whole episodes .*: take another algo"
+        message = r"reinforce\.yml has no entry for FakePong-v0 and none for Atari, whose episodes are .*: take another algo"
         with pytest.raises(ValueError, match=message):
             manager.read_hyperparameters()
     finally:

@@ -14,7 +14,8 @@ def check_plot(command: str, arguments: list[str]) -> None:
     """Refuse to draw nothing.
 
     :param command: of rl-zoo3
-    :param arguments: its options; what is wrong with them is left to the command
+    :param arguments: its options
+    :raises ArgumentError: if the command would not take them
     :raises ValueError: if there are no runs of an environment, or too short ones
     """
     if command not in ("plot_train", "all_plots"):
@@ -25,10 +26,7 @@ def check_plot(command: str, arguments: list[str]) -> None:
     parser.add_argument("-e", "--env", dest="envs", nargs="+")
     parser.add_argument("-f", "--exp-folder", "--exp-folders", dest="folders", nargs=several)
     parser.add_argument("-w", "--episode-window", type=int, default=100)
-    try:
-        options, _ = parser.parse_known_args(arguments)
-    except argparse.ArgumentError:
-        return
+    options, _ = parser.parse_known_args(arguments)
     if not (options.algos and options.envs and options.folders):
         return
     if command == "plot_train":
@@ -86,7 +84,7 @@ def count_abandoned_steps(arguments: list[str]) -> list[str]:
     :param arguments: of plot_train
     :return: the arguments, without the limit
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-max", "--max-timesteps", type=int)
     options, others = parser.parse_known_args(arguments)
     plot_train: Any = importlib.import_module("rl_zoo3.plots.plot_train")

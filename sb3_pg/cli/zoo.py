@@ -4,6 +4,7 @@ import argparse
 import importlib
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
@@ -29,12 +30,13 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = ["--algo", "vpg", *arguments]
     if command in _LOADING:
         arguments = ["-f", "logs", *arguments]
-    if command in _FOR_AGENTS:
-        arguments = _import_packages(command, arguments)
-    if command in _PLOTTING:
-        check_plot(command, arguments)
-    if command == "plot_train":
-        arguments = count_abandoned_steps(arguments)
+    with suppress(argparse.ArgumentError):  # left to rl-zoo3, which says how its command is used
+        if command in _FOR_AGENTS:
+            arguments = _import_packages(command, arguments)
+        if command in _PLOTTING:
+            check_plot(command, arguments)
+        if command == "plot_train":
+            arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
     if command == "record_video":
         pass_env_kwargs_of_file()
@@ -55,7 +57,7 @@ def _import_packages(command: str, arguments: list[str]) -> list[str]:
     from huggingface_sb3 import EnvironmentName
     from rl_zoo3.utils import get_latest_run_id
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--gym-packages", nargs="+")
     packages, without = parser.parse_known_args(arguments)
     parser.add_argument("--algo", default="vpg")

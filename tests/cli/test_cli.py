@@ -152,6 +152,9 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
     [
         ("trian", 2, "invalid choice: 'trian'"),
         ("", 2, "COMMAND"),
+        ("enjoy --exp-id one", 2, "argument --exp-id: invalid int value: 'one'"),
+        ("plot_train -a vpg -e CartPole-v1 -f logs -w few", 2, "invalid int value: 'few'"),
+        ("plot_train -a vpg -e CartPole-v1 -f logs", 1, "There is no episode of CartPole-v1 by vpg in logs"),
         ("train --algo nonsense", 2, "invalid choice: 'nonsense'"),
         ("train --algo vpg --env CartPol-v1", 1, "maybe meant CartPole-v1"),
         ("train --algo vpg -params n_step:1", 1, "VanillaPG has no hyperparameter 'n_step': did you mean 'n_steps'?"),
