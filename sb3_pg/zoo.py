@@ -3,6 +3,7 @@
 Nothing here is imported by the algorithms, and rl-zoo3 (the extra ``zoo``) is imported when a function is called.
 """
 
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Our algorithms by the names rl-zoo3 knows them by
 ALGORITHMS: dict[str, type[PolicyGradient]] = {"vpg": VanillaPG, "reinforce": ReinforceBaseline, "npg": NaturalPG}
+
+# Whether the policy of the search in progress has a memory: rl-zoo3 does not tell the samplers
+_has_memory: ContextVar[bool] = ContextVar("has_memory", default=False)
 
 # Hyperparameters of ours that may be schedules; rl-zoo3 knows its own
 _SCHEDULES = ("critic_learning_rate", "target_kl", "ent_coef")
@@ -66,7 +70,7 @@ def _extend(manager: Any) -> None:
     And mend it, for all algorithms: ``env_kwargs`` of a file are the evaluation environments' too, and a file without an entry
     for Atari is named. The files of Monitor say how many steps of ours were abandoned.
     """
-    create_envs = manager.create_envs
+    create_envs, objective = manager.create_envs, manager.objective
     init, preprocess_schedules = manager.__init__, manager._preprocess_schedules
     read_hyperparameters, preprocess_hyperparams = manager.read_hyperparameters, manager._preprocess_hyperparams
 
@@ -107,6 +111,15 @@ def _extend(manager: Any) -> None:
             self.eval_env_kwargs = self.env_kwargs
         return preprocessed
 
+    @wraps(objective)
+    def _objective(self: Any, trial: "Trial") -> float:
+        token = _has_memory.set("Lstm" in str(self._hyperparams.get("policy")))
+        try:
+            value: float = objective(self, trial)
+        finally:
+            _has_memory.reset(token)
+        return value
+
     @wraps(create_envs)
     def _create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
         # SB3's make_vec_env knows no other Monitor than its own
@@ -116,7 +129,7 @@ def _extend(manager: Any) -> None:
         finally:
             env_util.Monitor = Monitor  # type: ignore[misc, attr-defined]
 
-    manager.create_envs = _create_envs
+    manager.create_envs, manager.objective = _create_envs, _objective
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
     manager.read_hyperparameters, manager._preprocess_hyperparams = _read_hyperparameters, _preprocess_hyperparams
 
@@ -231,6 +244,9 @@ def _suggest_common(trial: "Trial", n_actions: int) -> dict[str, Any]:
         "net_arch": trial.suggest_categorical("net_arch", ["tiny", "small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
     }
+    if _has_memory.get():
+        params["lstm_hidden_size"] = trial.suggest_categorical("lstm_hidden_size", [32, 64, 128, 256])
+        params["enable_critic_lstm"] = trial.suggest_categorical("enable_critic_lstm", [True, False])
     if n_actions > 0:
         params["log_std_init"] = trial.suggest_float("log_std_init", -3.0, 0.5)
     # Display true values
@@ -257,14 +273,15 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     }
     by_episodes = params.pop("rollout", "n_steps") == "n_episodes"
     n_episodes = 2 ** params.pop("n_episodes_pow", 0)
-    log_std_init = params.pop("log_std_init", None)
+    of_policy = {
+        name: params.pop(name) for name in ("log_std_init", "lstm_hidden_size", "enable_critic_lstm") if name in params
+    }
     hyperparams: dict[str, Any] = convert_onpolicy_params(params)
     # Named in any case: n_episodes of the YAML file would override the sampled n_steps
     hyperparams["n_episodes"] = n_episodes if by_episodes else None
     for name in linear:
         hyperparams[name] = f"lin_{hyperparams[name]}"
-    if log_std_init is not None:
-        hyperparams["policy_kwargs"]["log_std_init"] = log_std_init
+    hyperparams["policy_kwargs"].update(of_policy)
     return hyperparams
 
 

@@ -80,7 +80,7 @@ def test_schedules_of_the_critic() -> None:
     assert ExperimentManager._preprocess_schedules({"critic_learning_rate": 0.1}) == {"critic_learning_rate": 0.1}
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "target_kl"])
+@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "target_kl", "ent_coef"])
 @pytest.mark.parametrize("value", ["1e-3", "lin_", "linear", "lin_a_b"])
 def test_a_malformed_schedule_is_named(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: '{value}' is neither a number nor a linear schedule"):
@@ -160,6 +160,18 @@ def test_env_kwargs_of_a_file_reach_the_objective_of_a_search(tmp_path: Path, mo
     assert manager.setup_experiment() is None
     manager.objective(optuna.create_study().ask())
     assert seen == [(False, [2.0])] * 2 + [(True, [2.0])]
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_search_samples_the_size_of_a_memory(policy: str, tmp_path: Path) -> None:
+    manager = make_manager(tmp_path, "vpg", "Pendulum-v1", {"policy": policy}, optimize_hyperparameters=True)
+    assert manager.setup_experiment() is None
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    manager.objective(trial)
+    assert ("lstm_hidden_size" in trial.params) == (policy == "MlpLstmPolicy")
+    policy_kwargs = zoo.convert_params(trial.params)["policy_kwargs"]
+    of_memory = {"lstm_hidden_size", "enable_critic_lstm"} & policy_kwargs.keys()
+    assert len(of_memory) == (2 if policy == "MlpLstmPolicy" else 0)
 
 
 def test_a_file_without_atari_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_pg.policies.kernels import differentiable
 from sb3_pg.policies.steps import map_obs
 
 # Passes, the first at the parameters as they are and the others near them, and observations in each. One alone may see a dead
@@ -77,7 +78,8 @@ def find_critic_parameters(
             for i in range(_N_PASSES):
                 if i > 0:
                     _move(parameters, before, generator)
-                values, log_prob = evaluate(obs, actions)
+                with differentiable(policy):
+                    values, log_prob = evaluate(obs, actions)
                 of_critic = list(map(max, of_critic, _depends(values, parameters)))
                 of_actor = list(map(max, of_actor, _depends(log_prob, parameters)))
             _restore(parameters, before)

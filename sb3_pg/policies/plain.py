@@ -1,7 +1,6 @@
 """Policies without memory or masks: SB3's ActorCriticPolicy family and what users derive from it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,10 @@ from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_pg.losses import pseudo_entropy
 from sb3_pg.policies import kind
+from sb3_pg.policies.kernels import differentiable, twice_differentiable
 from sb3_pg.policies.kind import PolicyKind, Sample, Sampler
 from sb3_pg.policies.sampling import (
     draw_with_noise,
@@ -132,11 +130,12 @@ class PlainKind(PolicyKind):
         log_prob: th.Tensor
         entropy: th.Tensor | None
         arguments = self._arguments(steps.context)
-        if self.overrides("evaluate_actions", *_NOT_SHARED):
-            _, log_prob, entropy = self._evaluate_actions(steps.observations, steps.actions, *memory, **arguments)
-        else:
-            distribution = self._distribution(steps.observations, *memory, **arguments)
-            log_prob, entropy = distribution.log_prob(steps.actions), distribution.entropy()
+        with differentiable(self.policy):
+            if self.overrides("evaluate_actions", *_NOT_SHARED):
+                _, log_prob, entropy = self._evaluate_actions(steps.observations, steps.actions, *memory, **arguments)
+            else:
+                distribution = self._distribution(steps.observations, *memory, **arguments)
+                log_prob, entropy = distribution.log_prob(steps.actions), distribution.entropy()
         return log_prob, pseudo_entropy(log_prob) if entropy is None else entropy
 
     def _evaluate_actions(self, obs: Any, actions: th.Tensor, *memory: Any, **arguments: Any) -> Any:
@@ -147,7 +146,8 @@ class PlainKind(PolicyKind):
 
     def values(self, steps: Steps) -> th.Tensor:
         """What the policy's own ``evaluate_actions``, and so A2C, says V is."""
-        return self._evaluate_critic(steps.observations)
+        with differentiable(self.policy):
+            return self._evaluate_critic(steps.observations)
 
     def _evaluate_critic(self, obs: Any) -> th.Tensor:
         if self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values"):
@@ -172,7 +172,7 @@ class PlainKind(PolicyKind):
 
     def _divergence_from_itself(self, steps: Steps, *memory: Any) -> th.Tensor:
         arguments = self._arguments(steps.context)
-        with _twice_differentiable(self.policy):
+        with twice_differentiable(self.policy):
             with th.no_grad():
                 old = copy(self._distribution(steps.observations, *memory, **arguments))
             return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
@@ -227,25 +227,6 @@ class PlainKind(PolicyKind):
     def _evaluate(self, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         values, log_prob, _ = self.policy.evaluate_actions(obs, actions)
         return values, log_prob
-
-
-@contextmanager
-def _twice_differentiable(policy: Any) -> Iterator[None]:
-    """Through kernels that have a second derivative, which the Fisher product takes.
-
-    Fused attention has none, and neither have the LSTMs of oneDNN and cuDNN; their convolutions, which have, stay.
-    """
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
-    libraries: tuple[Any, ...] = (th.backends.mkldnn, th.backends.cudnn) if is_recurrent else ()
-    before = [library.enabled for library in libraries]
-    try:
-        for library in libraries:
-            library.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for library, enabled in zip(libraries, before, strict=True):
-            library.enabled = enabled
 
 
 def _slices(n: int) -> Iterable[slice]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_pg.policies import kind
+from sb3_pg.policies.kernels import differentiable
 from sb3_pg.policies.plain import PlainKind
 from sb3_pg.policies.sampling import is_altered, is_plain_mlp, make_product, numpy_features, numpy_outputs
 from sb3_pg.policies.steps import Rows, Steps
@@ -153,7 +154,8 @@ class RecurrentKind(PlainKind):
                 return (self._evaluate_actions(part.observations, part.actions, *memory)[0].flatten(),)
             return (self.policy.predict_values(part.observations, *memory).flatten(),)
 
-        (values,) = self._replay(evaluate, steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
+        with differentiable(self.policy):
+            (values,) = self._replay(evaluate, steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
         return values
 
     def kl_divergence(self, steps: Steps) -> th.Tensor:
