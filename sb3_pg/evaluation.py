@@ -4,9 +4,10 @@ SB3's ``evaluate_policy`` and ``EvalCallback`` carry a policy's memory and know 
 memory. These here have SB3's arguments and serve both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common import callbacks, evaluation
@@ -31,7 +32,7 @@ def acted_in() -> VecEnv | None:
 
 
 @contextmanager
-def acting_in(env: VecEnv) -> Iterator[None]:
+def acting_in(env: VecEnv | None) -> Iterator[None]:
     """As :func:`act_in`, within a ``with`` statement."""
     token = _env.set(env)
     try:
@@ -57,6 +58,18 @@ def evaluate_policy(model: BaseAlgorithm, env: GymEnv, *args: Any, **kwargs: Any
 class EvalCallback(callbacks.EvalCallback):
     """SB3's ``EvalCallback``, with the masks of the environment if the policy takes any. Parameters are SB3's."""
 
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        # Callbacks of the user's own act where they say
+        for child in (self.callback, self.callback_on_new_best):
+            if child is not None:
+                child.on_step = partial(_outside, type(child).on_step, child)  # type: ignore[method-assign]
+
     def _on_step(self) -> bool:
         with acting_in(self.eval_env):
             return super()._on_step()
+
+
+def _outside(on_step: Callable[[Any], bool], callback: Any) -> bool:
+    with acting_in(None):
+        return on_step(callback)

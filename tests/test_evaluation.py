@@ -10,11 +10,12 @@ import pytest
 from gymnasium import spaces
 from helpers import run_process
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as contribs
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy as sb3s
 
 from sb3_pg import VanillaPG
-from sb3_pg.evaluation import EvalCallback, evaluate_policy
+from sb3_pg.evaluation import EvalCallback, acted_in, evaluate_policy
 
 
 class Alternating(gym.Env):
@@ -67,6 +68,28 @@ def test_the_memory_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.policy, "predict", spy)
     evaluate_policy(model, make_vec_env(Alternating, 1), n_eval_episodes=1)
     assert states[0] is None and all(np.abs(state[0]).sum() > 0.0 for state in states[1:]) and len(states) == 5
+
+
+def test_callbacks_of_the_users_own_act_where_they_say() -> None:
+    class Child(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(acted_in())
+            return True
+
+    seen: list[Any] = []
+    eval_env = make_vec_env(Alternating, 1, seed=1)
+    callback = EvalCallback(eval_env, eval_freq=20, callback_after_eval=Child(), callback_on_new_best=Child(), verbose=0)
+    VanillaPG("MaskableMlpPolicy", make_vec_env(Alternating, 2, seed=0), n_steps=16, seed=0).learn(60, callback=callback)
+    assert len(seen) >= 2 and seen == [None] * len(seen)
+
+
+def test_masks_given_to_predict_are_checked() -> None:
+    env = make_vec_env(Alternating, 2, seed=0)
+    model, obs = VanillaPG("MaskableMlpPolicy", env, seed=0), env.reset()
+    with pytest.raises(ValueError, match=r"have 9 values, but Discrete\(6\) needs 6 each"):
+        model.predict(obs, action_masks=np.ones(9, dtype=bool))
+    with pytest.raises(ValueError, match="leave no action legal"):
+        model.predict(obs, action_masks=np.zeros((2, 6), dtype=bool))
 
 
 def test_other_models_are_evaluated_as_before() -> None:

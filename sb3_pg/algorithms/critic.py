@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
     """``n_critic_updates`` passes over the rollout in minibatches, with the model's critic optimizer; return what to log."""
     policy, kind, optimizer = model.policy, model.kind, model.critic_optimizer
-    policy.set_training_mode(True)
+    policy.set_training_mode(len(batch.steps) > 1)  # batch norm refuses a single sample
     if policy.share_features_extractor:
         policy.features_extractor.eval()  # batch statistics are the actor's as well
     parameters = kind.critic_parameters()

@@ -109,7 +109,7 @@ class Model(RolloutAlgorithm):
         check_env(self)
 
     def _setup_model(self) -> None:
-        # SB3's load() sets attributes and calls this, without the constructor: all checks and derived state belong here
+        # SB3's load() calls this after it has set the attributes: all checks and derived state belong here
         self._check_arguments()
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -238,8 +238,11 @@ class Model(RolloutAlgorithm):
         :return: actions, and the memory to pass to the next call
         """
         env = acted_in()
-        masks = {} if action_masks is None else {"action_masks": action_masks}
-        if action_masks is None and env is not None:
+        masks: dict[str, Any] = {}
+        if action_masks is not None:
+            self.kind.check_masks(action_masks)
+            masks = {"action_masks": action_masks}
+        elif env is not None:
             masks = self.kind.ask(env)
         with self.kind.computing():
             actions, state = self.policy.predict(observation, state, episode_start, deterministic, **masks)

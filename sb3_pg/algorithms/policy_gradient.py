@@ -188,7 +188,7 @@ class PolicyGradient(Model):
         with th.no_grad():
             # Batch norm refuses a single sample
             for part in self.kind.minibatches(batch.steps, CHUNK_SIZE, shuffled=False) if len(batch.steps) > 1 else ():
-                self.kind.log_prob_and_entropy(batch.steps[part])
+                self.kind.show(batch.steps[part])
         self.policy.set_training_mode(False)
 
     def _update_critic(self, batch: Batch) -> dict[str, float]:

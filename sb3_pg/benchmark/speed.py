@@ -154,13 +154,18 @@ def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(summaries)
 
 
-def _table(summary: pd.DataFrame) -> Table:
-    ratios = [column for column in summary.columns if column.startswith("÷") and not column.endswith((" min", " max"))]
-    table = Table("environment", "algorithm", "steps/s", *ratios, title="Median of interleaved repetitions [least–greatest]")
-    for _, row in summary.iterrows():
-        cells = [f"{row[c]:.2f} [{row[c + ' min']:.2f}–{row[c + ' max']:.2f}]" if row[c] == row[c] else "–" for c in ratios]
-        table.add_row(f"{row.env} × {row.n_envs}", row.algorithm, f"{row.steps_per_second:,.0f}", *cells)
-    return table
+def _tables(summary: pd.DataFrame) -> Iterator[Table]:
+    """One for the environments with the same peers."""
+    columns = [column for column in summary.columns if column.startswith("÷") and not column.endswith((" min", " max"))]
+    ratios_of = summary.groupby("env")[columns].apply(lambda rows: tuple(rows.columns[rows.notna().all()]))
+    for ratios in dict.fromkeys(ratios_of[env] for env in summary.env):
+        table = Table(
+            "environment", "algorithm", "steps/s", *ratios, title="Median of interleaved repetitions [least–greatest]"
+        )
+        for _, row in summary[[ratios_of[env] == ratios for env in summary.env]].iterrows():
+            cells = [f"{row[c]:.2f} [{row[c + ' min']:.2f}–{row[c + ' max']:.2f}]" for c in ratios]
+            table.add_row(f"{row.env} × {row.n_envs}", row.algorithm, f"{row.steps_per_second:,.0f}", *cells)
+        yield table
 
 
 def run_speed(envs: list[tuple[str, int, str]], steps: int, repetitions: int, threads: int, seed: int, output: Path) -> None:
@@ -188,7 +193,8 @@ def run_speed(envs: list[tuple[str, int, str]], steps: int, repetitions: int, th
             pd.DataFrame(rows).to_csv(output, index=False)
             progress.update(task, advance=1, description=f"{row['env']} × {row['n_envs']}")
     # As wide as it is: a narrow terminal would cut the intervals off
-    console.print(_table(summarise(pd.DataFrame(rows))), width=max(console.width, 150), crop=False)
+    for table in _tables(summarise(pd.DataFrame(rows))):
+        console.print(table, width=max(console.width, 150), crop=False)
     console.print(f"torch {th.__version__}, {threads} thread(s), seed {seed}; single measurements in {output}")
 
 

@@ -97,6 +97,14 @@ class PolicyKind(ABC):
         """What the policy's ``predict`` takes beside observations and memory, of environments as they stand."""
         return {}
 
+    def check_masks(self, action_masks: Any) -> None:
+        """Refuse masks that the policy cannot take.
+
+        :raises TypeError: if it takes none
+        :raises ValueError: if they do not fit its actions
+        """
+        raise TypeError(f"{type(self.policy).__name__} takes no action_masks: use a policy such as MaskableMlpPolicy.")
+
     @abstractmethod
     def make_sampler(self, env: VecEnv, through_forward: bool = False) -> Sampler:
         """What draws the actions of one rollout, of the policy in the mode it is to act in.
@@ -126,6 +134,10 @@ class PolicyKind(ABC):
     @abstractmethod
     def kl_divergence(self, steps: Steps) -> th.Tensor:
         """KL(π_old ∥ π) for π_old = π held fixed, ``(n,)``: 0, with a Hessian that is the Fisher matrix of each state."""
+
+    @abstractmethod
+    def show(self, steps: Steps) -> None:
+        """Pass steps, in whatever order, through what has batch statistics, in training mode."""
 
     def check_divergence(self) -> None:  # noqa: B027 - most kinds serve every policy
         """Refuse policies that :meth:`kl_divergence` cannot serve.

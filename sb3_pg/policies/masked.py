@@ -126,6 +126,15 @@ class MaskedKind(PlainKind):
         self.check_env(env)
         return {"action_masks": get_action_masks(env)}
 
+    def check_masks(self, action_masks: Any) -> None:
+        """Of a batch of observations or a single one."""
+        masks, sizes = np.asarray(action_masks, dtype=bool), _n_choices(self.policy.action_space)
+        if masks.size % sum(sizes):
+            raise ValueError(f"action_masks have {masks.size} values, but {self.policy.action_space} needs {sum(sizes)} each.")
+        begins = np.cumsum([0, *sizes[:-1]])
+        if not np.logical_or.reduceat(masks.reshape(-1, sum(sizes)), begins, axis=1).all():
+            raise ValueError("action_masks leave no action legal: one has to be in every dimension.")
+
     def _begin(self, env: VecEnv) -> None:
         super()._begin(env)
         self._env, self._n_rollout_steps, sizes = env, 0, _n_choices(self.policy.action_space)

@@ -45,6 +45,13 @@ class MaskableRecurrentActorCriticPolicy(RecurrentActorCriticPolicy):
         distribution.apply_masking(self._action_masks)
         return distribution
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        of_lstm = dict(
+            lstm_hidden_size=self.lstm_output_dim, n_lstm_layers=self.lstm_actor.num_layers, shared_lstm=self.shared_lstm,
+            enable_critic_lstm=self.enable_critic_lstm, lstm_kwargs=self.lstm_kwargs,
+        )  # fmt: skip
+        return {**super()._get_constructor_parameters(), **of_lstm}
+
     def forward(self, *args: Any, action_masks: Any = None, **kwargs: Any) -> Any:
         """Actions, values, log-probabilities and the new memory."""
         with self._masking(action_masks):

@@ -158,6 +158,10 @@ class PlainKind(PolicyKind):
         flat: th.Tensor = values.flatten()
         return flat
 
+    def show(self, steps: Steps) -> None:
+        """To the actor's networks."""
+        self.log_prob_and_entropy(steps)
+
     def check_divergence(self) -> None:
         """Refuse policies whose log-probabilities come from somewhere else than ``get_distribution``."""
         if self.overrides("evaluate_actions", *_NOT_SHARED):

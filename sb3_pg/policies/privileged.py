@@ -75,7 +75,7 @@ def _with_privileged_critic(policy_class: Any) -> Any:
 
         def _widen_critic(self) -> None:
             """contrib's gives both LSTMs as many inputs as the actor has."""
-            n_features, lstm = self.vf_features_extractor.features_dim, self.lstm_actor
+            n_features, lstm = int(self.vf_features_extractor.features_dim), self.lstm_actor
             if self.lstm_critic is not None:
                 self.lstm_critic = nn.LSTM(n_features, lstm.hidden_size, num_layers=lstm.num_layers, **self.lstm_kwargs)
             else:

@@ -21,7 +21,7 @@ from torch import nn
 from sb3_pg.policies import kind
 from sb3_pg.policies.kernels import differentiable
 from sb3_pg.policies.plain import PlainKind
-from sb3_pg.policies.sampling import is_altered, is_plain_mlp, make_product, numpy_features, numpy_outputs
+from sb3_pg.policies.sampling import is_plain_lstm, is_plain_mlp, numpy_features, numpy_lstm, numpy_outputs
 from sb3_pg.policies.steps import Rows, Steps
 
 if TYPE_CHECKING:
@@ -47,6 +47,24 @@ class RecurrentKind(PlainKind):
 
     base = RecurrentActorCriticPolicy
     has_context = True
+    #: Whether the critic's memory is that after the last step that was played
+    _is_carried = False
+
+    @classmethod
+    def make_policy(cls, policy_class: Any, *args: Any, **policy_kwargs: Any) -> Any:
+        """With an LSTM that sb3-contrib's policies can step."""
+        refused = {"bidirectional", "batch_first", "proj_size"} & (policy_kwargs.get("lstm_kwargs") or {}).keys()
+        if refused:
+            raise ValueError(f"lstm_kwargs: sb3-contrib's policies cannot step an LSTM with {', '.join(sorted(refused))}.")
+        try:
+            return super().make_policy(policy_class, *args, **policy_kwargs)
+        except TypeError as error:
+            if "input_size" not in str(error):
+                raise
+            raise ValueError(
+                f"{policy_class.__name__} does not take MultiDiscrete observations (a fault of sb3-contrib's): flatten them "
+                "with gymnasium.wrappers.FlattenObservation."
+            ) from error
 
     def __init__(self, policy: RecurrentActorCriticPolicy):
         super().__init__(policy)
@@ -74,8 +92,10 @@ class RecurrentKind(PlainKind):
         shape, device = (n_layers, env.num_envs, n_units), self.policy.device
         if self._actor_memory[0].shape != shape:
             self._actor_memory = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        if self._critic_memory[0].shape != shape:
+        if not self._is_carried or self._critic_memory[0].shape != shape or self._critic_memory[0].device != device:
+            # Also after a rollout that a callback has stopped: better none than that of another episode
             self._critic_memory = th.zeros(shape, device=device), th.zeros(shape, device=device)
+        self._is_carried = False
         self._initial = RNNStates(self._to_torch(copy=True), self._critic_memory)
         self._goes_on = np.arange(env.num_envs)
 
@@ -117,7 +137,7 @@ class RecurrentKind(PlainKind):
         with self.computing():
             actions, values, log_probs, states = self.policy(obs, states, no_starts, **self._arguments(context))
         self._remember(states.pi)
-        self._critic_memory = states.vf
+        self._critic_memory, self._is_carried = states.vf, True
         return actions, values, log_probs
 
     def _act(self, obs: Any, context: Mapping[str, Any]) -> Any:
@@ -128,12 +148,12 @@ class RecurrentKind(PlainKind):
         return distribution
 
     def _make_outputs(self, n_envs: int) -> Callable[[Any, Mapping[str, np.ndarray]], np.ndarray]:
-        if not (is_plain_mlp(self.policy) and _is_plain_lstm(self.policy.lstm_actor)) or self.overrides("_process_sequence"):
+        if not (is_plain_mlp(self.policy) and is_plain_lstm(self.policy.lstm_actor)) or self.overrides("_process_sequence"):
             return self._torch_outputs
         if n_envs * self.policy.lstm_actor.weight_hh_l0.numel() > _MOST_IN_NUMPY:
             return self._torch_outputs
         features, networks = numpy_features(self.policy), numpy_outputs(self.policy, n_envs)
-        advance = _numpy_lstm(self.policy.lstm_actor, self._actor_memory)
+        advance = numpy_lstm(self.policy.lstm_actor, self._actor_memory)
         return lambda obs, context: networks(advance(features(obs)))
 
     # Scoring
@@ -154,6 +174,9 @@ class RecurrentKind(PlainKind):
                 return (self._evaluate_actions(part.observations, part.actions, *memory)[0].flatten(),)
             return (self.policy.predict_values(part.observations, *memory).flatten(),)
 
+        for module in self.policy.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # padding would move its statistics, and a lone step has none: see show
         with differentiable(self.policy):
             (values,) = self._replay(evaluate, steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
         return values
@@ -185,8 +208,8 @@ class RecurrentKind(PlainKind):
         segment = steps.context["segment"].cpu().numpy()
         parts, rows = [], []
         for index, is_step in _pad(segment):
-            index, is_step = index.ravel(), is_step.ravel()
-            states = self._take_memory(initial, segment[index[is_step & (segment[index] != _GOES_ON)]])
+            marks, index, is_step = segment[index[:, 0]], index.ravel(), is_step.ravel()
+            states = self._take_memory(initial, marks)
             outputs = function(steps[index], states, self._no_starts(len(index)))
             parts.append([x[is_step] for x in outputs])
             rows.append(index[is_step])
@@ -201,6 +224,15 @@ class RecurrentKind(PlainKind):
         if len(carried):
             h[:, carried], c[:, carried] = (x[:, segment[carried]] for x in initial)
         return h, c
+
+    def _features(self, obs: Any, extractor: Any) -> th.Tensor:
+        features: th.Tensor = BasePolicy.extract_features(self.policy, obs, extractor)
+        return features
+
+    def show(self, steps: Steps) -> None:
+        """To the features extractors alone, without padding."""
+        for extractor in {self.policy.pi_features_extractor, self.policy.vf_features_extractor}:
+            self._features(steps.observations, extractor)
 
     def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
         """One replay of the steps in use."""
@@ -217,7 +249,7 @@ class RecurrentKind(PlainKind):
                     values[used[chunk]] = self.values(steps[chunk]).cpu().numpy()
             if with_values and goes_on and self.policy.lstm_critic is not None:
                 steps = steps if mask.all() else self._take_steps(buffer, played.ravel())
-                self._critic_memory = self._final_critic_memory(steps)
+                self._critic_memory, self._is_carried = self._final_critic_memory(steps), True
 
     def _final_critic_memory(self, steps: Steps) -> Memory:
         """The critic's memory after the last step of each environment, of a rollout that is cut."""
@@ -233,11 +265,12 @@ class RecurrentKind(PlainKind):
         for n_open in range(n_envs, 0, -1):
             length = lengths[n_open - 1]
             if length > done:
-                index = begins[:n_open] + np.arange(done, length)[:, None]  # (length, n_open)
-                obs = steps[index.ravel()].observations
-                features = BasePolicy.extract_features(self.policy, obs, self.policy.vf_features_extractor)
+                rows = (begins[:n_open, None] + np.arange(done, length)).ravel()  # one segment after the other
+                features = self._features(steps[rows].observations, self.policy.vf_features_extractor)
                 states = h[:, :n_open].contiguous(), c[:, :n_open].contiguous()
-                _, (new_h, new_c) = self.policy.lstm_critic(features.reshape(*index.shape, -1), states)
+                _, (new_h, new_c) = self.policy._process_sequence(
+                    features, states, self._no_starts(len(rows)), self.policy.lstm_critic
+                )
                 h, c = th.cat([new_h, h[:, n_open:]], dim=1), th.cat([new_c, c[:, n_open:]], dim=1)
                 done = length
         back = np.argsort(order)
@@ -348,43 +381,3 @@ def _pad(segment: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         t, of_group = np.arange(longest), lengths[first:last, None]
         yield starts[first:last, None] + np.minimum(t, of_group - 1), t < of_group
         first = last
-
-
-def _is_plain_lstm(lstm: nn.LSTM) -> bool:
-    return (
-        type(lstm) is nn.LSTM
-        and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size or is_altered(lstm))
-        and all(p.dtype == th.float32 and p.device.type == "cpu" for p in lstm.parameters())
-        and len(list(lstm.parameters())) == len(lstm._flat_weights)  # nothing parametrised
-    )
-
-
-def _numpy_lstm(lstm: nn.LSTM, memory: tuple[np.ndarray, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """One step of an LSTM, from features to the last layer's hidden state, ``(n, …)``; ``memory`` is changed in place."""
-    layers = []
-    for layer in range(lstm.num_layers):
-        names = [f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if lstm.bias else ()))]
-        # Views of the weights: what changes them in place is seen at once
-        from_input, from_hidden, *biases = (getattr(lstm, name).detach().numpy() for name in names)
-        hidden, cell = memory[0][layer], memory[1][layer]
-        layers.append((make_product(from_input, len(hidden)), make_product(from_hidden, len(hidden)), biases, hidden, cell))
-    n = lstm.hidden_size
-
-    def advance(x: np.ndarray) -> np.ndarray:
-        for from_input, from_hidden, biases, hidden, cell in layers:
-            gates = from_input(x)
-            gates += from_hidden(hidden)
-            for bias in biases:
-                gates += bias
-            candidate = np.tanh(gates[:, 2 * n : 3 * n])
-            gates *= 0.5  # the logistic function is (1 + tanh(x / 2)) / 2
-            np.tanh(gates, gates)
-            gates *= 0.5
-            gates += 0.5
-            cell *= gates[:, n : 2 * n]
-            cell += gates[:, :n] * candidate
-            np.multiply(gates[:, 3 * n :], np.tanh(cell), out=hidden)
-            x = hidden
-        return x
-
-    return advance

@@ -195,3 +195,44 @@ def numpy_outputs(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarray
         return x
 
     return outputs
+
+
+def is_plain_lstm(lstm: nn.LSTM) -> bool:
+    """Whether :func:`numpy_lstm` knows how to step this LSTM."""
+    return (
+        type(lstm) is nn.LSTM
+        and not (lstm.bidirectional or lstm.batch_first or lstm.proj_size or is_altered(lstm))
+        and all(p.dtype == th.float32 and p.device.type == "cpu" for p in lstm.parameters())
+        and len(list(lstm.parameters())) == len(lstm._flat_weights)  # nothing parametrised
+    )
+
+
+def numpy_lstm(lstm: nn.LSTM, memory: tuple[np.ndarray, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """One step of an LSTM, from features to the last layer's hidden state, ``(n, …)``; ``memory`` is changed in place."""
+    layers = []
+    for layer in range(lstm.num_layers):
+        names = [f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if lstm.bias else ()))]
+        # Views of the weights: what changes them in place is seen at once
+        from_input, from_hidden, *biases = (getattr(lstm, name).detach().numpy() for name in names)
+        hidden, cell = memory[0][layer], memory[1][layer]
+        layers.append((make_product(from_input, len(hidden)), make_product(from_hidden, len(hidden)), biases, hidden, cell))
+    n = lstm.hidden_size
+
+    def advance(x: np.ndarray) -> np.ndarray:
+        for from_input, from_hidden, biases, hidden, cell in layers:
+            gates = from_input(x)
+            gates += from_hidden(hidden)
+            for bias in biases:
+                gates += bias
+            candidate = np.tanh(gates[:, 2 * n : 3 * n])
+            gates *= 0.5  # the logistic function is (1 + tanh(x / 2)) / 2
+            np.tanh(gates, gates)
+            gates *= 0.5
+            gates += 0.5
+            cell *= gates[:, n : 2 * n]
+            cell += gates[:, :n] * candidate
+            np.multiply(gates[:, 3 * n :], np.tanh(cell), out=hidden)
+            x = hidden
+        return x
+
+    return advance

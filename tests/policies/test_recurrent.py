@@ -1,89 +1,21 @@
 """Policies with memory: the replay of segments against contrib's step by step, and what carries the memory on."""
 
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from envs import ScriptedEnv
 from helpers import collect
 from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stepwise import LAYOUTS, Stepwise, layouts, make, scripted
 from torch import nn
 
-from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg import VanillaPG
 from sb3_pg.algorithms.batch import make_batch
-from sb3_pg.buffers import EpisodeRolloutBuffer
 from sb3_pg.policies import kind as kind_module
 from sb3_pg.policies import recurrent
 from sb3_pg.policies.recurrent import RecurrentKind
-
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "separate": dict(),
-    "critic without memory": dict(enable_critic_lstm=False),
-    "shared": dict(enable_critic_lstm=False, shared_lstm=True),
-    "two layers": dict(n_lstm_layers=2),
-    "no bias": dict(lstm_kwargs=dict(bias=False)),
-    "separate features": dict(share_features_extractor=False),
-}
-layouts = pytest.mark.parametrize("layout", LAYOUTS)
-
-
-def scripted(truncate: bool = False) -> DummyVecEnv:
-    """Episodes of all lengths, one step included, some of which span several rollouts."""
-    lengths = ([1, 7, 3, 30], [40], [2, 1, 1, 19])
-    return DummyVecEnv([lambda lengths=each: ScriptedEnv(list(lengths), truncate=truncate) for each in lengths])
-
-
-def make(layout: str = "separate", env: Any = None, policy: Any = "MlpLstmPolicy", **kwargs: Any) -> VanillaPG:
-    policy_kwargs = dict(lstm_hidden_size=8, net_arch=[8], **LAYOUTS[layout])
-    # Nothing is learnt: the memory of all rollouts is that of one policy
-    still = dict(learning_rate=0.0, normalize_advantage=False, max_grad_norm=None, device="cpu", seed=0)
-    model = VanillaPG(
-        policy, scripted() if env is None else env, policy_kwargs=policy_kwargs, **{"n_steps": 16, **still, **kwargs}
-    )
-    with th.no_grad():
-        for name, p in model.policy.named_parameters():
-            if "lstm" in name or "net" in name:
-                p.mul_(2.0)
-    return model
-
-
-class Stepwise:
-    """contrib's own forward passes, one step at a time, over what a model plays."""
-
-    def __init__(self, model: VanillaPG):
-        self.policy = model.policy
-        shape = (self.policy.lstm_hidden_state_shape[0], model.n_envs, self.policy.lstm_hidden_state_shape[2])
-        self.states = RNNStates(*((th.zeros(shape), th.zeros(shape)) for _ in range(2)))
-
-    @th.no_grad()
-    def over(self, buffer: EpisodeRolloutBuffer) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and values, ``(n_steps, n_envs)`` each."""
-        log_probs, values = [], []
-        for t in range(buffer.buffer_size):
-            obs = th.as_tensor(buffer.observations[t])
-            starts = th.as_tensor(buffer.episode_starts[t])
-            actions = th.as_tensor(buffer.actions[t]).flatten()
-            v, log_prob, _ = self.policy.evaluate_actions(obs, actions, self.states, starts)
-            _, _, _, self.states = self.policy(obs, self.states, starts)
-            log_probs.append(log_prob.numpy())
-            values.append(v.flatten().numpy())
-        return np.array(log_probs), np.array(values)
-
-    @th.no_grad()
-    def value_behind(self, obs: np.ndarray) -> np.ndarray:
-        """V of the observations behind the last step, episodes going on."""
-        states = self.states.pi if self.policy.shared_lstm else self.states.vf
-        return self.policy.predict_values(th.as_tensor(obs), states, th.zeros(len(obs))).flatten().numpy()
 
 
 @layouts
@@ -250,111 +182,3 @@ def test_padding_is_bounded() -> None:
     assert sum(index.size for index, _ in groups) < 1.5 * len(segment)
     assert sum(index.shape[1] for index, _ in groups) < 3 * groups[0][0].shape[1]  # what a pass takes one after the other
     np.testing.assert_array_equal(np.sort(np.concatenate([index[is_step] for index, is_step in groups])), np.arange(5000))
-
-
-# As a user of SB3 and contrib meets them
-
-ENVS: dict[str, tuple[Any, str]] = {
-    "CartPole": (lambda: gym.make("CartPole-v1", max_episode_steps=30), "MlpLstmPolicy"),
-    "Pendulum": (lambda: gym.make("Pendulum-v1", max_episode_steps=10), "MlpLstmPolicy"),
-    "image": (lambda: gym.wrappers.TimeLimit(FakeImageEnv(36, 36, discrete=True), 8), "CnnLstmPolicy"),
-    "Dict": (lambda: gym.wrappers.TimeLimit(SimpleMultiObsEnv(), 8), "MultiInputLstmPolicy"),
-}
-CLASSES: list[tuple[type[VanillaPG], dict[str, Any]]] = [
-    (VanillaPG, dict(n_steps=24)),
-    (VanillaPG, dict(weights="return", n_episodes=2)),
-    (ReinforceBaseline, dict(n_steps=24)),
-    (ReinforceBaseline, dict(baseline="optimal", n_steps=24)),
-    (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=2)),
-    (NaturalPG, dict(n_steps=24, sub_sampling_factor=2)),
-]
-
-
-@pytest.mark.parametrize("name", ENVS)
-@pytest.mark.parametrize("cls, kwargs", CLASSES)
-def test_spaces(cls: type[VanillaPG], kwargs: dict[str, Any], name: str, tmp_path: Path) -> None:
-    factory, policy = ENVS[name]
-    env = make_vec_env(factory, 2, seed=0)
-    model = cls(policy, env, seed=0, ent_coef=0.01, batch_size=16, policy_kwargs=dict(lstm_hidden_size=8), **kwargs)
-    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
-    model.learn(150)
-    updated = {key for key, value in model.policy.state_dict().items() if not th.equal(before[key], value)}
-    assert {"lstm_actor.weight_hh_l0", "action_net.weight"} <= updated
-    assert ("lstm_critic.weight_hh_l0" in updated) == ("value_net.weight" in updated) == model.uses_critic
-    model.save(tmp_path / "model")
-    loaded = cls.load(tmp_path / "model", env=env)
-    obs = env.reset()
-    state, starts = None, np.ones(2, dtype=bool)
-    other_state = None
-    for _ in range(3):
-        action, state = model.predict(obs, state, starts, deterministic=True)
-        other, other_state = loaded.predict(obs, other_state, starts, deterministic=True)
-        np.testing.assert_array_equal(action, other)
-        obs, _, starts, _ = env.step(action)
-    loaded.learn(60, reset_num_timesteps=False)
-    evaluate_policy(loaded, make_vec_env(factory, 1), n_eval_episodes=1, warn=False)
-
-
-@pytest.mark.parametrize("cls, kwargs", CLASSES)
-def test_gsde(cls: type[VanillaPG], kwargs: dict[str, Any]) -> None:
-    env = make_vec_env(ENVS["Pendulum"][0], 2, seed=0)
-    model = cls(
-        "MlpLstmPolicy", env, use_sde=True, sde_sample_freq=1, seed=0, policy_kwargs=dict(lstm_hidden_size=8), **kwargs
-    )
-    before = model.policy.log_std.clone()
-    assert not th.equal(before, model.learn(100).policy.log_std)
-
-
-def test_the_same_seed_and_other_vector_environments() -> None:
-    results = []
-    for vec_env_cls in (DummyVecEnv, DummyVecEnv, SubprocVecEnv):
-        env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=vec_env_cls))
-        model = VanillaPG("MlpLstmPolicy", env, seed=0, n_steps=32, device="cpu").learn(300)
-        results.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-        env.close()
-    assert th.equal(results[0], results[1]) and th.equal(results[0], results[2])
-
-
-def test_eval_callback_carries_the_memory(tmp_path: Path) -> None:
-    callback = EvalCallback(make_vec_env("CartPole-v1", 1), eval_freq=60, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
-    VanillaPG("MlpLstmPolicy", "CartPole-v1", n_steps=32, seed=0).learn(130, callback=callback)
-    assert len(np.load(tmp_path / "evaluations.npz")["timesteps"]) == 2
-
-
-class OwnForward(RecurrentActorCriticPolicy):
-    """Its values are its own."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        actions, values, log_prob, states = super().forward(*args, **kwargs)
-        return actions, th.full_like(values, 3.0), log_prob, states
-
-
-class OwnEvaluation(RecurrentActorCriticPolicy):
-    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
-        values, log_prob, entropy = super().evaluate_actions(*args, **kwargs)
-        return 2.0 * values, log_prob, entropy
-
-
-def test_policies_of_the_users_own() -> None:
-    model = make(policy=OwnForward)
-    stepwise = Stepwise(model)
-    _, callback = model._setup_learn(10**6)
-    for _ in range(3):
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        assert (model.rollout_buffer.values == 3.0).all()
-        np.testing.assert_allclose(model.rollout_buffer.log_probs, stepwise.over(model.rollout_buffer)[0], atol=1e-5)
-    model = make(policy=OwnEvaluation)
-    collect(model)
-    stepwise = Stepwise(model)
-    log_probs, values = stepwise.over(model.rollout_buffer)
-    np.testing.assert_allclose(model.rollout_buffer.values, values, atol=1e-5)
-    np.testing.assert_allclose(model.rollout_buffer.log_probs, log_probs, atol=1e-5)
-    with pytest.raises(ValueError, match="OwnEvaluation overrides"):
-        NaturalPG(OwnEvaluation, "CartPole-v1")
-
-
-def test_sb3s_buffer_is_refused() -> None:
-    from stable_baselines3.common.buffers import RolloutBuffer
-
-    with pytest.raises(ValueError, match="does not keep what RecurrentActorCriticPolicy needs"):
-        VanillaPG("MlpLstmPolicy", "CartPole-v1", rollout_buffer_class=RolloutBuffer)
