@@ -34,10 +34,10 @@ def differentiable(policy: Any) -> Iterator[None]:
 
     Without dropout that is the same function. With it the layers run without cuDNN.
     """
-    layers = [m for m in policy.modules() if isinstance(m, nn.RNNBase) and not m.training]
-    if policy.device.type != "cuda" or not layers or not th.is_grad_enabled():
+    if not (th.is_grad_enabled() and th.cuda.is_initialized() and policy.device.type == "cuda"):  # type: ignore[no-untyped-call]
         yield
         return
+    layers = [m for m in policy.modules() if isinstance(m, nn.RNNBase) and not m.training]
     enabled = th.backends.cudnn.enabled
     has_dropout = any(layer.dropout > 0.0 for layer in layers)
     try:

@@ -213,8 +213,10 @@ class PolicyKind(ABC):
         :param context: what :class:`Sample` gave at these steps
         """
 
+        device = self.policy.device
+
         def to_tensor(x: Any) -> th.Tensor:
-            return th.as_tensor(x, device=self.policy.device)
+            return th.as_tensor(x, device=device)
 
         as_policy_takes = self._as_policy_actions(to_tensor(actions).float())
         return Steps(map_obs(to_tensor, observations), as_policy_takes, map_obs(to_tensor, context))

@@ -65,7 +65,7 @@ class PlainKind(PolicyKind):
 
         def sample(obs: Any, episode_starts: np.ndarray) -> Sample:
             context = self._observe(episode_starts)
-            return Sample(draw(outputs(obs, context)), context=context)
+            return Sample(draw(outputs(obs, context)), None, None, context)
 
         return sample
 

@@ -167,28 +167,29 @@ def numpy_features(policy: Any) -> Outputs:
 _ONE_THREAD = 2**18
 
 
-def make_product(weight: np.ndarray, n: int) -> Callable[[np.ndarray], np.ndarray]:
-    """x ↦ x · weightᵀ for x of n rows, on one thread. Changes of the weight in place are seen."""
-    n_blocks = -(-n * weight.size // _ONE_THREAD)
-    if n_blocks <= 1:
-        transposed = weight.T
-        return lambda x: x.dot(transposed)
-    blocks = [block.T for block in np.array_split(weight, n_blocks)]
-    return lambda x: np.concatenate([x.dot(block) for block in blocks], axis=1)
+def split_weight(weight: np.ndarray, n: int) -> list[np.ndarray]:
+    """Blocks of weightᵀ, views of it, that x of n rows is multiplied with on one thread each: see :func:`product`."""
+    n_blocks = max(1, -(-n * weight.size // _ONE_THREAD))
+    return [block.T for block in np.array_split(weight, n_blocks)]
+
+
+def product(x: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
+    """x · weightᵀ."""
+    return x.dot(blocks[0]) if len(blocks) == 1 else np.concatenate([x.dot(block) for block in blocks], axis=1)
 
 
 def numpy_outputs(policy: Any, n_envs: int) -> Callable[[np.ndarray], np.ndarray]:
     """The actor's networks behind the features, in NumPy: of a policy that :func:`is_plain_mlp`."""
     modules = [*policy.mlp_extractor.policy_net, policy.action_net]
     # Views of the weights: what changes them in place is seen at once
-    products = [make_product(linear.weight.detach().numpy(), n_envs) for linear in modules[::2]]
+    weights = [split_weight(linear.weight.detach().numpy(), n_envs) for linear in modules[::2]]
     biases = [0.0 if linear.bias is None else linear.bias.detach().numpy() for linear in modules[::2]]
     activations = [*(_ACTIVATIONS[type(module)] for module in modules[1::2]), None]
-    layers = list(zip(products, biases, activations, strict=True))
+    layers = list(zip(weights, biases, activations, strict=True))
 
     def outputs(x: np.ndarray) -> np.ndarray:
-        for product, bias, activation in layers:
-            x = product(x)
+        for blocks, bias, activation in layers:
+            x = x.dot(blocks[0]) if len(blocks) == 1 else product(x, blocks)
             x += bias
             if activation is not None:
                 activation(x, x)
@@ -215,13 +216,13 @@ def numpy_lstm(lstm: nn.LSTM, memory: tuple[np.ndarray, np.ndarray]) -> Callable
         # Views of the weights: what changes them in place is seen at once
         from_input, from_hidden, *biases = (getattr(lstm, name).detach().numpy() for name in names)
         hidden, cell = memory[0][layer], memory[1][layer]
-        layers.append((make_product(from_input, len(hidden)), make_product(from_hidden, len(hidden)), biases, hidden, cell))
+        layers.append((split_weight(from_input, len(hidden)), split_weight(from_hidden, len(hidden)), biases, hidden, cell))
     n = lstm.hidden_size
 
     def advance(x: np.ndarray) -> np.ndarray:
         for from_input, from_hidden, biases, hidden, cell in layers:
-            gates = from_input(x)
-            gates += from_hidden(hidden)
+            gates = product(x, from_input)
+            gates += product(hidden, from_hidden)
             for bias in biases:
                 gates += bias
             candidate = np.tanh(gates[:, 2 * n : 3 * n])
