@@ -36,6 +36,8 @@ Memory = tuple[th.Tensor, ...]
 # else, a number from 0 on, that it begins one with the memory of that number: those the environments had at the start of the
 # rollout, followed by those they had wherever the policy was changed within it
 _GOES_ON, _BEGINS = -2, -1
+# Times the size of an ordinary chunk that one may have here
+_MOST_CHUNKS = 8
 # Multiplications in a step of the LSTM up to which NumPy is faster than torch
 _MOST_IN_NUMPY = 2**23
 # Segments are replayed together, and padded, if the shorter has at least this share of the longer's steps
@@ -311,10 +313,15 @@ class RecurrentKind(PlainKind):
     # Dividing
 
     def chunks(self, steps: Steps) -> Iterable[Rows]:
-        """Segments of like length, as many as make a chunk; one at least."""
+        """Segments of like length, as many as make a chunk; one at least.
+
+        A chunk takes as long as its longest segment, so it is large where observations are small.
+        """
         starts, lengths = _segments(steps)
         order = np.argsort(-lengths, kind="stable")
-        return _parts(starts[order], lengths[order], kind.CHUNK_SIZE)
+        is_dict = isinstance(steps.observations, dict)
+        n_numbers = sum(x[0].numel() for x in (steps.observations.values() if is_dict else [steps.observations]))
+        return _parts(starts[order], lengths[order], kind.CHUNK_SIZE * max(1, min(_MOST_CHUNKS, 4096 // n_numbers)))
 
     def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:
         """Whole segments, in parts that differ in size by a segment."""

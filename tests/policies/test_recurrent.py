@@ -19,7 +19,7 @@ from sb3_pg.policies.recurrent import RecurrentKind
 
 
 @layouts
-@pytest.mark.parametrize("chunk_size", [1024, 10])
+@pytest.mark.parametrize("chunk_size", [1024, 1])
 def test_the_replay_is_what_stepping_gives(layout: str, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind_module, "CHUNK_SIZE", chunk_size)
     model = make(layout)
@@ -151,7 +151,7 @@ def test_lstms_that_are_not_plain_are_stepped_by_torch() -> None:
 
 
 def test_divisions_are_of_whole_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kind_module, "CHUNK_SIZE", 20)
+    monkeypatch.setattr(kind_module, "CHUNK_SIZE", 3)
     model = make(n_steps=64)
     collect(model)
     steps = make_batch(model).steps
