@@ -29,6 +29,15 @@ VARIANTS: list[tuple[type[PolicyGradient], dict[str, Any]]] = [
     (NaturalPG, dict(weights="reward_to_go", n_steps=16, sub_sampling_factor=2)),
 ]
 variants = pytest.mark.parametrize("cls, kwargs", VARIANTS)
+#: A few of them, for policies of other kinds
+CLASSES: list[tuple[type[PolicyGradient], dict[str, Any]]] = [
+    (VanillaPG, dict(n_steps=24)),
+    (VanillaPG, dict(weights="return", n_episodes=2)),
+    (ReinforceBaseline, dict(n_steps=24)),
+    (ReinforceBaseline, dict(baseline="optimal", n_steps=24)),
+    (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=2)),
+    (NaturalPG, dict(n_steps=24, sub_sampling_factor=2)),
+]
 
 
 def params(model: PolicyGradient) -> dict[str, th.Tensor]:

@@ -8,7 +8,8 @@ import torch as th
 from envs import TabularMDP, TabularVecEnv
 from scipy import stats
 
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg.algorithms.batch import Batch
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 # An exact estimator fails with this probability, for the seeds that are fixed here; a biased one has to be rejected beyond it
@@ -26,6 +27,19 @@ PLAIN: dict[str, Any] = dict(
     device="cpu",
     policy_kwargs=dict(net_arch=[], optimizer_class=th.optim.SGD),
 )
+
+
+class GradientStep(NaturalPG):
+    """Takes the gradient that NaturalPG would precondition as its step."""
+
+    def __init__(self, *args: Any, max_grad_norm: Any = None, critic_learning_rate: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
+    def _step_policy(self, batch: Batch) -> dict[str, float]:
+        with th.no_grad():
+            for p in self.kind.actor_parameters():
+                p -= p.grad
+        return {}
 
 
 def hotelling(samples: np.ndarray, expected: np.ndarray) -> float:

@@ -6,30 +6,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from oracle import DISCOUNTED, EXACT, PLAIN, QUOTA, SIGNIFICANCE, WINDOW, hotelling, mean_updates, without_direction
+from oracle import (
+    DISCOUNTED,
+    EXACT,
+    PLAIN,
+    QUOTA,
+    SIGNIFICANCE,
+    WINDOW,
+    GradientStep,
+    hotelling,
+    mean_updates,
+    without_direction,
+)
 from partial import MaskedMDP, MaskedVecEnv, Pomdp, PomdpVecEnv
 from torch import nn
 
-from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
-from sb3_pg.algorithms.batch import Batch
+from sb3_pg import ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.policies import masked, recurrent
 
 GAE = (VanillaPG, dict(weights="gae", gae_lambda=1.0, **DISCOUNTED))
 VALUE_GAE = (ReinforceBaseline, dict(weights="gae", gae_lambda=1.0, **DISCOUNTED))
-
-
-class GradientStep(NaturalPG):
-    """Takes the gradient that NaturalPG would precondition as its step."""
-
-    def __init__(self, *args: Any, max_grad_norm: Any = None, critic_learning_rate: Any = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-
-    def _step_policy(self, batch: Batch) -> dict[str, float]:
-        with th.no_grad():
-            for p in self.kind.actor_parameters():
-                p -= p.grad
-        return {}
 
 
 def p_value(model: PolicyGradient, exact: np.ndarray, n_rollouts: int, n_directions: int) -> float:

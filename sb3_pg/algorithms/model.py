@@ -123,7 +123,12 @@ class Model(RolloutAlgorithm):
         )  # fmt: skip
         kind = find_kind(self.policy_class)
         policy = kind.make_policy(
-            self.policy_class, self.observation_space, action_space, self.lr_schedule, self.use_sde, **self.policy_kwargs
+            self.policy_class,
+            self.observation_space,
+            action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **self.policy_kwargs,
         )
         self.policy = policy.to(self.device)
         self._maybe_recommend_cpu()

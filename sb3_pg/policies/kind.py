@@ -72,14 +72,14 @@ class PolicyKind(ABC):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        use_sde: bool,
-        **policy_kwargs: Any,
+        **kwargs: Any,
     ) -> Any:
         """A policy of this class, as SB3's algorithms build theirs.
 
+        :param kwargs: ``use_sde`` and ``policy_kwargs``
         :raises ValueError: if the class does not fit the spaces
         """
-        return build_policy(policy_class, observation_space, action_space, lr_schedule, use_sde=use_sde, **policy_kwargs)
+        return build_policy(policy_class, observation_space, action_space, lr_schedule, **kwargs)
 
     def computing(self) -> AbstractContextManager[None]:
         """What passes through the networks are to run in."""

@@ -15,12 +15,10 @@ from sb3_contrib.common.maskable.distributions import (
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.distributions import Categorical
 
 from sb3_pg.policies.plain import PlainKind
-from sb3_pg.policies.privileged import build_policy
 
 _OF_CONTRIB = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution, MaskableBernoulliDistribution)
 
@@ -96,19 +94,12 @@ class MaskedKind(PlainKind):
     has_context = True
 
     @classmethod
-    def make_policy(
-        cls,
-        policy_class: Any,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        use_sde: bool,
-        **policy_kwargs: Any,
-    ) -> Any:
+    def make_policy(cls, policy_class: Any, *args: Any, use_sde: bool = False, **policy_kwargs: Any) -> Any:
         """contrib's take no ``use_sde``, which is for continuous actions."""
+        _, action_space, _ = args
         if isinstance(action_space, spaces.Box):
             raise ValueError(f"{policy_class.__name__} masks discrete actions, but {action_space} is continuous.")
-        policy = build_policy(policy_class, observation_space, action_space, lr_schedule, **policy_kwargs)
+        policy = super().make_policy(policy_class, *args, **policy_kwargs)
         if type(policy.action_dist) in _OF_CONTRIB:
             policy.action_dist = make_masked_distribution(action_space)
         return policy

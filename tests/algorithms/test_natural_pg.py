@@ -9,7 +9,7 @@ import torch as th
 from envs import ScriptedEnv, TabularMDP, TabularVecEnv
 from gymnasium import spaces
 from helpers import changed, collect, params
-from oracle import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, tabular_p_value
+from oracle import EXACT, GAMMA, PLAIN, QUOTA, SIGNIFICANCE, GradientStep, tabular_p_value
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnvBox
@@ -200,19 +200,6 @@ def test_invariance_to_the_basis_of_the_features(cls: type[PolicyGradient], kwar
         results.append(logits(model, batch.steps.observations) - before)
     difference = np.linalg.norm(results[0] - results[1]) / np.linalg.norm(results[0])
     assert (difference < 1e-2) == invariant
-
-
-class GradientStep(NaturalPG):
-    """Takes the gradient that NaturalPG would precondition as its step, for the oracle of the other algorithms."""
-
-    def __init__(self, *args: Any, max_grad_norm: Any = None, critic_learning_rate: Any = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-
-    def _step_policy(self, batch: Batch) -> dict[str, float]:
-        with th.no_grad():
-            for p in self.kind.actor_parameters():
-                p -= p.grad
-        return {}
 
 
 @pytest.mark.parametrize("kwargs", [kwargs for cls, kwargs in EXACT if cls is VanillaPG])

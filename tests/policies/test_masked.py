@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers import collect
+from helpers import CLASSES, collect
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.wrappers import ActionMasker
@@ -16,7 +16,7 @@ from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg import VanillaPG
 from sb3_pg.algorithms.batch import make_batch
 from sb3_pg.policies.masked import MaskedKind
 from sb3_pg.policies.steps import Steps
@@ -65,14 +65,6 @@ class Forbidding(gym.Env):
         return self._observe(), reward, False, self.t >= self.length, {}
 
 
-CLASSES: list[tuple[type[VanillaPG], dict[str, Any]]] = [
-    (VanillaPG, dict(n_steps=24)),
-    (VanillaPG, dict(weights="return", n_episodes=2)),
-    (ReinforceBaseline, dict(n_steps=24)),
-    (ReinforceBaseline, dict(baseline="optimal", n_steps=24)),
-    (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=2)),
-    (NaturalPG, dict(n_steps=24, sub_sampling_factor=2)),
-]
 POLICIES = ["MaskableMlpPolicy", "MaskableMlpLstmPolicy"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from envs import ScriptedEnv
 from gymnasium import spaces
-from helpers import collect
+from helpers import CLASSES, collect
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from stepwise import Stepwise, make
 from torch import nn
 
-from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, VanillaPG
 
 ENVS: dict[str, tuple[Any, str]] = {
     "CartPole": (lambda: gym.make("CartPole-v1", max_episode_steps=30), "MlpLstmPolicy"),
@@ -28,14 +28,6 @@ ENVS: dict[str, tuple[Any, str]] = {
     "image": (lambda: gym.wrappers.TimeLimit(FakeImageEnv(36, 36, discrete=True), 8), "CnnLstmPolicy"),
     "Dict": (lambda: gym.wrappers.TimeLimit(SimpleMultiObsEnv(), 8), "MultiInputLstmPolicy"),
 }
-CLASSES: list[tuple[type[VanillaPG], dict[str, Any]]] = [
-    (VanillaPG, dict(n_steps=24)),
-    (VanillaPG, dict(weights="return", n_episodes=2)),
-    (ReinforceBaseline, dict(n_steps=24)),
-    (ReinforceBaseline, dict(baseline="optimal", n_steps=24)),
-    (ReinforceBaseline, dict(baseline="leave_one_out", n_episodes=2)),
-    (NaturalPG, dict(n_steps=24, sub_sampling_factor=2)),
-]
 
 
 @pytest.mark.parametrize("name", ENVS)
