@@ -151,8 +151,7 @@ def pass_env_kwargs_of_file() -> None:
 
 def _mask_evaluations() -> None:
     """Let rl-zoo3's evaluations take the masks of their environments, of which it knows nothing."""
-    import rl_zoo3
-    from rl_zoo3 import exp_manager, utils
+    from rl_zoo3 import exp_manager
     from rl_zoo3.callbacks import TrialEvalCallback
 
     class MaskedTrialEvalCallback(TrialEvalCallback):
@@ -161,11 +160,17 @@ def _mask_evaluations() -> None:
                 return bool(super()._on_step())
 
     vars(exp_manager).update(EvalCallback=EvalCallback, TrialEvalCallback=MaskedTrialEvalCallback)
+
+
+def act_in_test_envs() -> None:
+    """Let the agents of rl-zoo3's enjoy and record_video act in the environments that these make: with their masks."""
+    import rl_zoo3
+    from rl_zoo3 import utils
+
     make = utils.create_test_env
 
     @wraps(make)
     def create_test_env(*args: Any, **kwargs: Any) -> Any:
-        """For enjoy and record_video, which then act in it and in nothing else."""
         env = make(*args, **kwargs)
         act_in(env)
         return env

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
 from sb3_pg.cli.runs import import_packages, read_args
-from sb3_pg.zoo import pass_env_kwargs_of_file, register
+from sb3_pg.zoo import act_in_test_envs, pass_env_kwargs_of_file, register
 
 _LOADING = ("enjoy", "record_video")
 _FOR_AGENTS = ("train", "enjoy", "record_video")
@@ -38,6 +38,8 @@ def run(command: str, arguments: list[str]) -> None:
         if command == "plot_train":
             arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
+    if command in _LOADING:
+        act_in_test_envs()
     if command == "record_video":
         pass_env_kwargs_of_file()
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
