@@ -83,6 +83,11 @@ def _n_choices(action_space: spaces.Space) -> list[int]:
     return action_space.nvec.tolist() if is_multi_discrete else [2] * int(np.prod(action_space.shape))  # type: ignore
 
 
+def _has_legal(masks: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Whether a value of every categorical is legal, ``(n,)``; ``begins``: where their logits begin."""
+    return np.asarray(np.logical_or.reduceat(masks, begins, axis=1).all(axis=1))
+
+
 class MaskedKind(PlainKind):
     """A policy over the legal actions alone: π(a∣s) ∝ exp(h(s,a)) · 1[a legal in s].
 
@@ -122,8 +127,7 @@ class MaskedKind(PlainKind):
         masks, sizes = np.asarray(action_masks, dtype=bool), _n_choices(self.policy.action_space)
         if masks.size % sum(sizes):
             raise ValueError(f"action_masks have {masks.size} values, but {self.policy.action_space} needs {sum(sizes)} each.")
-        begins = np.cumsum([0, *sizes[:-1]])
-        if not np.logical_or.reduceat(masks.reshape(-1, sum(sizes)), begins, axis=1).all():
+        if not _has_legal(masks.reshape(-1, sum(sizes)), np.cumsum([0, *sizes[:-1]])).all():
             raise ValueError("action_masks leave no action legal: one has to be in every dimension.")
 
     def _begin(self, env: VecEnv) -> None:
@@ -141,7 +145,7 @@ class MaskedKind(PlainKind):
                     f"{self._n_logits}: one for each action, MultiDiscrete's dimensions one after the other, two for each bit."
                 )
         masks = np.stack(of_envs)
-        has_legal = np.logical_or.reduceat(masks, self._begins, axis=1).all(axis=1)
+        has_legal = _has_legal(masks, self._begins)
         if not has_legal.all():
             raise ValueError(
                 f"No action is legal in environment {int(has_legal.argmin())} at step {self._n_rollout_steps} of the rollout: "

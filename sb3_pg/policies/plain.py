@@ -149,9 +149,12 @@ class PlainKind(PolicyKind):
         with differentiable(self.policy):
             return self._evaluate_critic(steps.observations)
 
+    def _evaluates_values(self) -> bool:
+        """Whether V is that of the policy's own ``evaluate_actions``: SB3's and contrib's ``predict_values`` skip both."""
+        return self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values")
+
     def _evaluate_critic(self, obs: Any) -> th.Tensor:
-        if self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values"):
-            # SB3's predict_values skips both
+        if self._evaluates_values():
             values = self.policy.evaluate_actions(obs, self._zero_actions(n_obs(obs)))[0]
         else:
             values = self.policy.predict_values(obs)

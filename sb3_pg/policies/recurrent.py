@@ -168,8 +168,7 @@ class RecurrentKind(PlainKind):
     def values(self, steps: Steps) -> th.Tensor:
         """Of a replay through the critic's memory, the actor's, or none, as the policy has it."""
 
-        # contrib's predict_values skips what the policy may have replaced, as SB3's does
-        own = self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values")
+        own = self._evaluates_values()
 
         def evaluate(part: Steps, *memory: Any) -> tuple[th.Tensor]:
             if own:
