@@ -35,13 +35,14 @@ def check_arguments(model: "Model") -> None:
     find_kind(model.policy_class)
     if model.weights not in ("return", "reward_to_go", "gae"):
         raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {model.weights!r}.')
-    for name in ("n_steps", "batch_size"):
-        check_integer(name, getattr(model, name), 1)
+    check_integer("n_steps", model.n_steps, 1)
+    if model.batch_size is not None:
+        check_integer("batch_size", model.batch_size, 1, " (None for what fits the rollout)")
     check_integer("n_critic_updates", model.n_critic_updates, 0)
     if model.n_episodes is not None:
         check_integer("n_episodes", model.n_episodes, 1, " (None for rollouts of n_steps)")
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)
-    for name in ("discounted_state_distribution", "normalize_advantage"):
+    for name in ("discounted_state_distribution", "normalize_advantage", "normalize_targets"):
         if not isinstance(getattr(model, name), bool | np.bool_):
             raise TypeError(f"{name} must be True or False, not {getattr(model, name)!r}.")
     for name in ("gamma", "gae_lambda"):

@@ -18,14 +18,12 @@ class Batch(NamedTuple):
 
     :param steps: what the policy was shown and what it did
     :param values: V before the update
-    :param log_probs: log π before the update
     :param weights: Ψ, standardised, times γᵗ
     :param returns: targets of the critic
     """
 
     steps: Steps
     values: th.Tensor
-    log_probs: th.Tensor
     weights: th.Tensor
     returns: th.Tensor
 
@@ -45,7 +43,7 @@ def make_batch(model: "PolicyGradient") -> Batch:
         weights = weights * th.as_tensor(discount_factors(timesteps.cpu(), model.gamma))
     weights = weights.to(samples.advantages)
     steps = model.kind.to_steps(samples.observations, samples.actions, context)
-    return Batch(steps, samples.old_values, samples.old_log_prob, weights, samples.returns)
+    return Batch(steps, samples.old_values, weights, samples.returns)
 
 
 def standardise(weights: th.Tensor, centred: bool) -> th.Tensor:

@@ -1,5 +1,7 @@
 """The fit of the critic to a rollout, after its values have been used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,30 +17,79 @@ if TYPE_CHECKING:
     from sb3_pg.algorithms.policy_gradient import PolicyGradient
 
 
+# Weight of the rollouts before in the running scale of the targets
+_DECAY = 0.9
+# Of targets that are all the same, and met
+_LEAST_SCALE = 1e-12
+
+
 def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
-    """``n_critic_updates`` passes over the rollout in minibatches, with the model's critic optimizer; return what to log."""
+    """``n_critic_updates`` passes over the rollout in minibatches, with the model's critic optimizer; return what to log.
+
+    With ``normalize_targets`` the optimizer works in units of the targets' scale σ (Pop-Art, van Hasselt et al. 2016): the
+    last layer is that of v = V/σ, and v is fitted to targets/σ. Pop-Art's mean is left out: moving the last layer's bias and
+    the targets by as much changes no gradient.
+    """
     policy, kind, optimizer = model.policy, model.kind, model.critic_optimizer
     policy.set_training_mode(len(batch.steps) > 1)  # batch norm refuses a single sample
     if policy.share_features_extractor:
         policy.features_extractor.eval()  # batch statistics are the actor's as well
     parameters = kind.critic_parameters()
     losses = []
-    for _ in range(model.n_critic_updates if parameters else 0):  # none: the user has frozen the critic
-        for minibatch in kind.minibatches(batch.steps, model.batch_size):
-            values, returns = kind.values(batch.steps[minibatch]), batch.returns[minibatch]
-            loss = value_loss(values, returns)
-            losses.append(loss.item())
-            require_finite("the critic's loss", losses[-1])
-            optimizer.zero_grad()
-            # The actor's part of a shared features extractor is not the critic's to change
-            (loss * (len(returns) / distributed.total(len(returns)))).backward(inputs=parameters)  # type: ignore[no-untyped-call]
-            distributed.sum_gradients(parameters)
-            clip_gradient("the critic's gradient", parameters, model.max_grad_norm)
-            optimizer.step()
+    batch_size = model.batch_size or kind.batch_size(distributed.total(len(batch.steps)))
+    scale = _follow_scale(model, batch) if model.normalize_targets else 1.0
+    head = kind.value_head()
+    unit = scale if head is None else 1.0  # of what the networks return
+    with _divided(head, scale):
+        for _ in range(model.n_critic_updates if parameters else 0):  # none: the user has frozen the critic
+            for minibatch in kind.minibatches(batch.steps, batch_size):
+                values, returns = kind.values(batch.steps[minibatch]) / unit, batch.returns[minibatch] / scale
+                loss = value_loss(values, returns)
+                losses.append(loss.item() * scale**2)
+                require_finite("the critic's loss", losses[-1])
+                optimizer.zero_grad()
+                # The actor's part of a shared features extractor is not the critic's to change
+                (loss * (len(returns) / distributed.total(len(returns)))).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                distributed.sum_gradients(parameters)
+                clip_gradient("the critic's gradient", parameters, model.max_grad_norm)
+                optimizer.step()
     policy.set_training_mode(False)
     before, targets = (distributed.gather(x).cpu().numpy() for x in (batch.values, batch.returns))
     metrics = {"explained_variance": explained_variance(before, targets)}
     return metrics | {"value_loss": float(np.mean(losses))} if losses else metrics
+
+
+def _follow_scale(model: "PolicyGradient", batch: Batch) -> float:
+    """The running scale of the targets: their deviation from their mean or from V, whichever is larger.
+
+    V is far off at first, or where all targets are the same.
+    """
+    targets, values = batch.returns.double(), batch.values.double()
+    n = distributed.total(len(targets))
+    mean = distributed.total(targets.sum().item()) / n
+    squares = [distributed.total((targets - x).square().sum().item()) / n for x in (mean, values)]
+    square, weight = model.target_moments
+    model.target_moments = _DECAY * square + (1.0 - _DECAY) * max(squares), _DECAY * weight + 1.0 - _DECAY
+    square, weight = model.target_moments
+    return max((square / weight) ** 0.5, _LEAST_SCALE)
+
+
+@contextmanager
+def _divided(head: th.nn.Linear | None, scale: float) -> Iterator[None]:
+    """The last layer in units of ``scale``; V in units of reward before and after."""
+    parameters = [] if head is None else list(head.parameters())
+    before = [p.detach().clone() for p in parameters]
+    divided = [p / scale for p in before]
+    with th.no_grad():
+        for p, x in zip(parameters, divided, strict=True):
+            p.copy_(x)
+    try:
+        yield
+    finally:
+        with th.no_grad():
+            for p, old, x in zip(parameters, before, divided, strict=True):
+                # What no step has changed is not to be rounded
+                p.copy_(old if th.equal(p, x) else p * scale)
 
 
 def clip_gradient(what: str, parameters: list[th.nn.Parameter], max_norm: float | None) -> float:
@@ -52,6 +103,6 @@ def clip_gradient(what: str, parameters: list[th.nn.Parameter], max_norm: float 
     norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     value = norm.item()
     require_finite(what, value)
-    if max_norm is not None:
+    if max_norm is not None and value > max_norm:
         th.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return value

@@ -57,6 +57,8 @@ class Model(RolloutAlgorithm):
     LOG_STEPS: ClassVar[int] = 2048
 
     critic_optimizer: th.optim.Optimizer
+    #: Running mean square of the critic's targets, with decaying weights, and the sum of the weights
+    target_moments: tuple[float, float]
     _paces_logs = False
     #: Those the optimizers know of, by name
     _policy_parameters: dict[str, th.nn.Parameter]
@@ -67,12 +69,13 @@ class Model(RolloutAlgorithm):
         env: GymEnv | str,
         *,
         n_episodes: int | None,
-        batch_size: int,
+        batch_size: int | None,
         weights: str,
         discounted_state_distribution: bool,
         normalize_advantage: bool,
         critic_learning_rate: float | Schedule | None,
         n_critic_updates: int,
+        normalize_targets: bool,
         _init_setup_model: bool,
         **of_sb3: Any,
     ):
@@ -91,6 +94,8 @@ class Model(RolloutAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.critic_learning_rate = critic_learning_rate
         self.n_critic_updates = n_critic_updates
+        self.normalize_targets = normalize_targets
+        self.target_moments = 0.0, 0.0
         # Steps since the start of the episode in progress, (n_envs,)
         self._episode_timesteps = np.zeros(0, dtype=np.int64)
         if _init_setup_model:

@@ -22,6 +22,8 @@ _NO_GRADIENT = 1e-8
 # Share of xᵀ(F + damping · I)x below which xᵀFx no longer sets the length of the step. A nearly deterministic policy has
 # almost no curvature, and steps of the full KL divergence would take it far along noise
 _LEAST_SHARE = 2.0 / 3.0
+# Steps at which the Fisher matrix is as good as at more: the damping outweighs what they would add
+_FISHER_STEPS = 2048
 # Conjugate gradients stop at a residual of this squared length, that of the right-hand side being 1
 _RESIDUAL_TOLERANCE = 1e-10
 
@@ -38,14 +40,15 @@ class NaturalPG(PolicyGradient):
 
     ĝ is VanillaPG's, with the same ``weights``. The length of the step does not depend on the scale of ĝ, and no step is taken
     where ĝ is numerically zero; for the same reason even a small ``ent_coef`` sets the direction where rewards say nothing.
-    A Fisher product differentiates twice through the network on all steps at once (one in ``sub_sampling_factor``, drawn at
-    random), so its memory grows with them: on images, sub-sample, but keep some hundred steps.
+    A Fisher product differentiates twice through the network on all its steps at once (one in ``sub_sampling_factor``, drawn
+    at random), so its memory grows with them: on images, sub-sample, but keep some hundred steps.
 
     :param learning_rate: Learning rate of the critic, a number or a schedule (the policy's step follows from ``target_kl``)
     :param target_kl: KL(old ∥ new) of a policy step, in nats per state, to second order; a number or a schedule
     :param cg_max_steps: Conjugate-gradient iterations, each with one Fisher product
     :param cg_damping: Added to the diagonal of F: larger values turn the direction towards ĝ
-    :param sub_sampling_factor: Use one in so many steps of the rollout for the Fisher matrix (the gradient uses all)
+    :param sub_sampling_factor: Use one in so many steps of the rollout for the Fisher matrix (the gradient uses all); None
+        for all of them up to 4,095 steps, and the factor that leaves 2,048 or a few more of longer rollouts
 
     All other parameters are those of :class:`~sb3_pg.VanillaPG`; there is no ``critic_learning_rate`` and no
     ``max_grad_norm``. Without a critic (``weights`` other than ``"gae"``) ``learning_rate`` is inactive as well.
@@ -58,7 +61,7 @@ class NaturalPG(PolicyGradient):
         learning_rate: float | Schedule = 2.5e-3,
         n_steps: int = 1024,
         n_episodes: int | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         weights: str = "gae",
         gae_lambda: float = 0.97,
@@ -68,7 +71,7 @@ class NaturalPG(PolicyGradient):
         target_kl: float | Schedule = 0.01,
         cg_max_steps: int = 8,
         cg_damping: float = 0.1,
-        sub_sampling_factor: int = 1,
+        sub_sampling_factor: int | None = None,
         n_critic_updates: int = 4,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -80,6 +83,7 @@ class NaturalPG(PolicyGradient):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        normalize_targets: bool = True,
         _init_setup_model: bool = True,
     ):
         self.target_kl = target_kl
@@ -93,7 +97,8 @@ class NaturalPG(PolicyGradient):
             ent_coef=ent_coef, max_grad_norm=None, critic_learning_rate=None, n_critic_updates=n_critic_updates,
             use_sde=use_sde, sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device, _init_setup_model=_init_setup_model,
+            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device,
+            normalize_targets=normalize_targets, _init_setup_model=_init_setup_model,
         )  # fmt: skip
 
     def _check_arguments(self) -> None:
@@ -101,7 +106,8 @@ class NaturalPG(PolicyGradient):
         check_rate("target_kl", self.target_kl)
         check_integer("cg_max_steps", self.cg_max_steps, 1)
         check_number("cg_damping", self.cg_damping, 0.0, inf)
-        check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
+        if self.sub_sampling_factor is not None:
+            check_integer("sub_sampling_factor", self.sub_sampling_factor, 1, " (None for what fits the rollout)")
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -146,8 +152,9 @@ class NaturalPG(PolicyGradient):
         At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
         """
         steps, n = batch.steps, len(batch.steps)
-        if self.sub_sampling_factor > 1:
-            steps = steps[self.kind.excerpt(steps, -(-n // self.sub_sampling_factor), shuffled=True)]
+        factor = self.sub_sampling_factor or max(1, distributed.total(n) // _FISHER_STEPS)
+        if factor > 1:
+            steps = steps[self.kind.excerpt(steps, -(-n // factor), shuffled=True)]
         mean_kl = self.kind.kl_divergence(steps).sum() / distributed.total(len(steps))
         grad_kl = flat_grad(mean_kl, parameters, create_graph=True, retain_graph=True)
 

@@ -147,9 +147,11 @@ class PolicyGradient(Model):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, normalizer = 0.0, 0.0, self._normalizer
+        log_probs = th.empty_like(batch.weights)
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         for chunk in self.kind.chunks(batch.steps):
             log_prob, entropy = self.kind.log_prob_and_entropy(batch.steps[chunk])
+            log_probs[chunk] = log_prob.detach()
             loss = score_function_loss(log_prob, batch.weights[chunk], normalizer)
             policy_loss += loss.item()
             entropy_of_chunk = entropy.sum()
@@ -159,6 +161,8 @@ class PolicyGradient(Model):
                 loss = loss - ent_coef * entropy_of_chunk / normalizer
             if loss.requires_grad:  # the user may have frozen the actor
                 loss.backward()  # type: ignore[no-untyped-call]
+        if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
+            self.rollout_buffer.take_log_probs(log_probs.cpu().numpy())
         actor_parameters = self.kind.actor_parameters()
         distributed.sum_gradients(actor_parameters)
         metrics = self._step_policy(batch)
@@ -169,17 +173,17 @@ class PolicyGradient(Model):
         return {
             "policy_loss": distributed.total(policy_loss),
             "entropy_loss": -distributed.total(entropy_sum) / distributed.total(len(batch.steps)),
-            "approx_kl": self._estimate_kl(batch),
+            "approx_kl": self._estimate_kl(batch, log_probs),
             **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
             **metrics,
         }
 
-    def _estimate_kl(self, batch: Batch) -> float:
+    def _estimate_kl(self, batch: Batch, old_log_probs: th.Tensor) -> float:
         """SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps from all over the rollout."""
         some = self.kind.excerpt(batch.steps, KL_SAMPLES)
         with th.no_grad():
             log_prob, _ = self.kind.log_prob_and_entropy(batch.steps[some])
-            log_ratio = distributed.gather(log_prob - batch.log_probs[some])
+            log_ratio = distributed.gather(log_prob - old_log_probs[some])
             return (log_ratio.exp() - 1.0 - log_ratio).mean().item()
 
     def _update_batch_statistics(self, batch: Batch) -> None:

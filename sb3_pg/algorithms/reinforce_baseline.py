@@ -50,7 +50,7 @@ class ReinforceBaseline(PolicyGradient):
         learning_rate: float | Schedule = 1.5e-3,
         n_steps: int = 256,
         n_episodes: int | None = None,
-        batch_size: int = 1024,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         weights: str = "reward_to_go",
         baseline: str = "value",
@@ -71,6 +71,7 @@ class ReinforceBaseline(PolicyGradient):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        normalize_targets: bool = True,
         _init_setup_model: bool = True,
     ):
         self.baseline = baseline
@@ -85,7 +86,8 @@ class ReinforceBaseline(PolicyGradient):
             n_critic_updates=n_critic_updates,
             use_sde=use_sde, sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device, _init_setup_model=_init_setup_model,
+            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device,
+            normalize_targets=normalize_targets, _init_setup_model=_init_setup_model,
         )  # fmt: skip
 
     @property

@@ -30,7 +30,8 @@ class VanillaPG(PolicyGradient):
     :param n_steps: Steps an environment plays per update. With ``weights="gae"`` the rollout is cut there and bootstrapped;
         otherwise every episode that begins within these steps is played to its end and used
     :param n_episodes: Whole episodes an environment plays per update, with any weights; overrides ``n_steps``
-    :param batch_size: Minibatch of the critic. The policy takes one step on the whole rollout
+    :param batch_size: Minibatch of the critic, in samples; None for an eighth of the rollout, but from 64 to 512 (with memory
+        a quarter, from 512 to 2,048). The policy takes one step on the whole rollout
     :param gamma: Discount factor γ in [0, 1]
     :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``
     :param gae_lambda: λ of GAE in [0, 1]
@@ -54,6 +55,8 @@ class VanillaPG(PolicyGradient):
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param seed: Seed of the pseudo-random generators
     :param device: Device on which the networks run ("auto": GPU if possible)
+    :param normalize_targets: Fit the critic in units of a running scale of its targets, so that one learning rate serves
+        rewards of any scale. V itself is in units of reward, always, and the scale follows a rollout after its V was used
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: if an argument is out of range or does not go with another
     :raises TypeError: if an argument is of the wrong type
@@ -66,7 +69,7 @@ class VanillaPG(PolicyGradient):
         learning_rate: float | Schedule = 1.5e-3,
         n_steps: int = 256,
         n_episodes: int | None = None,
-        batch_size: int = 1024,
+        batch_size: int | None = None,
         gamma: float = 0.99,
         weights: str = "gae",
         gae_lambda: float = 0.97,
@@ -86,6 +89,7 @@ class VanillaPG(PolicyGradient):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        normalize_targets: bool = True,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -96,5 +100,6 @@ class VanillaPG(PolicyGradient):
             n_critic_updates=n_critic_updates,
             use_sde=use_sde, sde_sample_freq=sde_sample_freq, rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs, stats_window_size=stats_window_size, tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device, _init_setup_model=_init_setup_model,
+            policy_kwargs=policy_kwargs, verbose=verbose, seed=seed, device=device,
+            normalize_targets=normalize_targets, _init_setup_model=_init_setup_model,
         )  # fmt: skip

@@ -132,6 +132,10 @@ class PolicyKind(ABC):
         """V, with its graph, ``(n,)``."""
 
     @abstractmethod
+    def value_head(self) -> th.nn.Linear | None:
+        """The linear layer whose output is V, all of whose parameters are the critic's to train; None if none is known."""
+
+    @abstractmethod
     def kl_divergence(self, steps: Steps) -> th.Tensor:
         """KL(π_old ∥ π) for π_old = π held fixed, ``(n,)``: 0, with a Hessian that is the Fisher matrix of each state."""
 
@@ -146,12 +150,19 @@ class PolicyKind(ABC):
         """
 
     @abstractmethod
-    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
-        """Write the log-probabilities of steps that have just been played into their buffer.
+    def fill_log_probs(self, buffer: "EpisodeRolloutBuffer", rows: slice) -> None:
+        """Write the log-probabilities of steps that have been played into their buffer.
 
         :param buffer: the rollout, which need not be over
         :param rows: the steps: the whole rollout, or a part that begins with it or after :meth:`begin_part`
-        :param with_values: whether V is wanted as well
+        """
+
+    @abstractmethod
+    def fill_values(self, buffer: "EpisodeRolloutBuffer", rows: slice, goes_on: bool) -> None:
+        """Write V of steps that have just been played into their buffer.
+
+        :param buffer: the rollout, which need not be over
+        :param rows: as of :meth:`fill_log_probs`
         :param goes_on: whether the next part or rollout goes on with the episodes in progress
         """
 
@@ -194,6 +205,15 @@ class PolicyKind(ABC):
     @abstractmethod
     def chunks(self, steps: Steps) -> Iterable[Rows]:
         """All rows, in parts that bound the memory of a pass."""
+
+    def batch_size(self, n_steps: int) -> int:
+        """Steps of a minibatch where the user names no number: an eighth of the rollout, but from 64 to 512.
+
+        Fewer cost more time than they fit better; with more of them the steps of the optimizer are too few.
+
+        :param n_steps: in use in the rollout
+        """
+        return min(max(n_steps // 8, 64), 512)
 
     @abstractmethod
     def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:

@@ -149,6 +149,15 @@ class PlainKind(PolicyKind):
         with differentiable(self.policy):
             return self._evaluate_critic(steps.observations)
 
+    def value_head(self) -> th.nn.Linear | None:
+        """SB3's ``value_net``, unless the policy has its own way to V."""
+        head = getattr(self.policy, "value_net", None)
+        own_way = self.overrides("predict_values", "evaluate_actions", *_NOT_SHARED)
+        if own_way or type(head) is not th.nn.Linear or head._forward_hooks:
+            return None
+        trained = {id(p) for p in self.critic_parameters()}
+        return head if all(id(p) in trained for p in head.parameters()) else None
+
     def _evaluates_values(self) -> bool:
         """Whether V is that of the policy's own ``evaluate_actions``: SB3's and contrib's ``predict_values`` skip both."""
         return self.overrides("extract_features", "evaluate_actions") and not self.overrides("predict_values")
@@ -184,18 +193,25 @@ class PlainKind(PolicyKind):
                 old = copy(self._distribution(steps.observations, *memory, **arguments))
             return self._divergence(old, self._distribution(steps.observations, *memory, **arguments))
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
-        """One batched pass over the steps in use, in the order of time."""
-        buffer.values[rows] = buffer.log_probs[rows] = 0.0
-        values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        used = rows.start * buffer.n_envs + np.flatnonzero(buffer.mask[rows])
+    def fill_log_probs(self, buffer: "EpisodeRolloutBuffer", rows: slice) -> None:
+        """One batched pass over the steps in use."""
+        self._fill(buffer.log_probs, buffer, rows, lambda steps: self.log_prob_and_entropy(steps)[0])
+
+    def fill_values(self, buffer: "EpisodeRolloutBuffer", rows: slice, goes_on: bool) -> None:
+        """One batched pass over the steps in use."""
+        self._fill(buffer.values, buffer, rows, self.values)
+
+    def _fill(
+        self, field: np.ndarray, buffer: "EpisodeRolloutBuffer", rows: slice, function: Callable[[Steps], th.Tensor]
+    ) -> None:
+        """``function`` of the steps in use, environment by environment, into a field of the buffer; 0 elsewhere."""
+        field[rows] = 0.0
+        flat = field.reshape(-1)  # a view
+        used = np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T[buffer.mask[rows].T]
+        steps = self._take_steps(buffer, used)
         with th.no_grad():
-            for chunk in _slices(len(used)):
-                part = used[chunk]
-                steps = self._take_steps(buffer, part)
-                log_probs[part] = self.log_prob_and_entropy(steps)[0].cpu().numpy()
-                if with_values:
-                    values[part] = self.values(steps).cpu().numpy()
+            for chunk in self.chunks(steps):
+                flat[used[chunk]] = function(steps[chunk]).cpu().numpy()
 
     def _take_steps(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Steps:
         """Rows of the buffer, counted through its environments and then through time."""

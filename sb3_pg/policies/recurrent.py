@@ -167,7 +167,9 @@ class RecurrentKind(PlainKind):
 
     def values(self, steps: Steps) -> th.Tensor:
         """Of a replay through the critic's memory, the actor's, or none, as the policy has it."""
+        return self._values(steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
 
+    def _values(self, steps: Steps, initial: Memory) -> th.Tensor:
         own = self._evaluates_values()
 
         def evaluate(part: Steps, *memory: Any) -> tuple[th.Tensor]:
@@ -179,7 +181,7 @@ class RecurrentKind(PlainKind):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()  # padding would move its statistics, and a lone step has none: see show
         with differentiable(self.policy):
-            (values,) = self._replay(evaluate, steps, self._initial.pi if self.policy.shared_lstm else self._initial.vf)
+            (values,) = self._replay(evaluate, steps, initial)
         return values
 
     def kl_divergence(self, steps: Steps) -> th.Tensor:
@@ -235,21 +237,12 @@ class RecurrentKind(PlainKind):
         for extractor in {self.policy.pi_features_extractor, self.policy.vf_features_extractor}:
             self._features(steps.observations, extractor)
 
-    def fill(self, buffer: "EpisodeRolloutBuffer", rows: slice, with_values: bool, goes_on: bool) -> None:
-        """One replay of the steps in use."""
-        buffer.values[rows] = buffer.log_probs[rows] = 0.0
-        values, log_probs = buffer.values.reshape(-1), buffer.log_probs.reshape(-1)  # views
-        # Environment by environment
-        played, mask = np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T, buffer.mask[rows].T
-        used = played[mask]
-        steps = self._take_steps(buffer, used)
-        with th.no_grad():
-            for chunk in self.chunks(steps):
-                log_probs[used[chunk]] = self.log_prob_and_entropy(steps[chunk])[0].cpu().numpy()
-                if with_values:
-                    values[used[chunk]] = self.values(steps[chunk]).cpu().numpy()
-            if with_values and goes_on and self.policy.lstm_critic is not None:
-                steps = steps if mask.all() else self._take_steps(buffer, played.ravel())
+    def fill_values(self, buffer: "EpisodeRolloutBuffer", rows: slice, goes_on: bool) -> None:
+        """Also the memory of a critic that has its own, where the episodes in progress go on."""
+        super().fill_values(buffer, rows, goes_on)
+        if goes_on and self.policy.lstm_critic is not None:
+            steps = self._take_steps(buffer, np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T.ravel())
+            with th.no_grad():
                 self._critic_memory, self._is_carried = self._final_critic_memory(steps), True
 
     def _final_critic_memory(self, steps: Steps) -> Memory:
@@ -279,6 +272,23 @@ class RecurrentKind(PlainKind):
 
     def bootstrap_values(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:
         """V with the memory of the segment that led there."""
+        values = th.zeros(len(steps))
+        # Behind the last step of a rollout it is at hand
+        at_hand = (steps == len(buffer.rewards) - 1) & (self.policy.lstm_critic is None or self._is_carried)
+        for rows, evaluate in ((at_hand, self._values_at_end), (~at_hand, self._values_after_replay)):
+            if rows.any():
+                values[rows] = evaluate(buffer, steps[rows], envs[rows], take_obs(observations, rows))
+        return values
+
+    def _values_at_end(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:
+        memory = self._to_torch() if self.policy.shared_lstm else self._critic_memory
+        following = self.to_steps(observations, np.zeros((len(envs), buffer.action_dim), np.float32), {"segment": envs})
+        with th.no_grad():
+            return self._values(following, memory).cpu()
+
+    def _values_after_replay(
+        self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any
+    ) -> th.Tensor:
         of_buffer = buffer.context["segment"]  # type: ignore[attr-defined]
         rows, segment, n_envs = [], [], buffer.n_envs
         for step, env in zip(steps, envs, strict=True):
@@ -321,6 +331,10 @@ class RecurrentKind(PlainKind):
         is_dict = isinstance(steps.observations, dict)
         n_numbers = sum(x[0].numel() for x in (steps.observations.values() if is_dict else [steps.observations]))
         return _parts(starts[order], lengths[order], kind.CHUNK_SIZE * max(1, min(_MOST_CHUNKS, 4096 // n_numbers)))
+
+    def batch_size(self, n_steps: int) -> int:
+        """A quarter of the rollout, but from 512 to 2,048: a minibatch takes as long as its longest segment."""
+        return min(max(n_steps // 4, 512), 2048)
 
     def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:
         """Whole segments, in parts that differ in size by a segment."""

@@ -43,7 +43,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     - ``mask``: True on the steps in use. The others belong to episodes beyond the window or quota, played while the last
       counted episodes finish: using those that happen to have ended would favour short ones;
     - ``timesteps``: steps since the start of the episode, which may lie in an earlier rollout;
-    - ``context``: what the kind of policy needs beside the observation to score a step, by name.
+    - ``context``: what the kind of policy needs beside the observation to score a step, by name;
+    - ``log_probs``: computed when somebody asks for them, or by the update, which computes them anyway.
 
     It starts with room for ``buffer_size`` steps, doubles when full, and keeps its memory for the next rollout.
     Parameters are those of :class:`stable_baselines3.common.buffers.RolloutBuffer`.
@@ -55,9 +56,44 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     #: What makes the weights of this rollout from V behind its last step and ``dones``; None until they have been made
     weigh: Callable[[th.Tensor, np.ndarray], None] | None = None
     _storage: dict[str, Any]
+    _score: Callable[[], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "weigh"}  # it is the model's
+        self.settle()
+        return {name: value for name, value in vars(self).items() if name not in ("weigh", "_score")}  # the model's
+
+    @property  # type: ignore[override]
+    def log_probs(self) -> np.ndarray:
+        """log π(a∣s) of the policy that has played the step, ``(n_steps, n_envs)``."""
+        self.settle()
+        log_probs: np.ndarray = vars(self)["log_probs"]
+        return log_probs
+
+    @log_probs.setter
+    def log_probs(self, log_probs: np.ndarray) -> None:
+        vars(self)["log_probs"] = log_probs
+
+    def score_later(self, score: Callable[[], None]) -> None:
+        """Have the log-probabilities written by ``score`` when somebody asks for them.
+
+        :param score: to be called as long as the policy is the one that has played
+        """
+        self._score = score
+
+    def settle(self) -> None:
+        """Have the log-probabilities written now, if they are still to be."""
+        if self._score is not None and not self.generator_ready:
+            score, self._score = self._score, None
+            score()
+
+    def take_log_probs(self, log_probs: np.ndarray) -> None:
+        """Write the log-probabilities that the update has computed, unless somebody has asked for them before.
+
+        :param log_probs: of the steps in use, in the order of :meth:`samples`, ``(n_used,)``
+        """
+        if self._score is not None:
+            self._score = None
+            self.log_probs[np.flatnonzero(self.mask.T), 0] = log_probs
 
     def reset(self) -> None:
         """Forget the rollout; keep the memory."""
@@ -74,7 +110,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.__dict__.update(self._storage)
         self.buffer_size = self._n_steps
         self.generator_ready = False
-        self.weigh = None
+        self.weigh = self._score = None
         self.pos = 0
         self.full = False
 
@@ -221,7 +257,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         assert self.full, "The rollout has not ended"
         if not self.generator_ready:
             for name in _SAMPLED:
-                setattr(self, name, map_obs(self.swap_and_flatten, getattr(self, name)))
+                setattr(self, name, map_obs(self.swap_and_flatten, vars(self)[name]))
             self.generator_ready = True
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:  # type: ignore[override]
@@ -229,6 +265,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
         :param batch_size: samples a minibatch; None for all at once
         """
+        self.settle()
         self._flatten()
         indices = np.random.permutation(np.flatnonzero(self.mask.T))
         batch_size = batch_size or len(indices)
@@ -237,6 +274,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def samples(self) -> tuple[RolloutBufferSamples | DictRolloutBufferSamples, th.Tensor, dict[str, th.Tensor]]:
         """All steps in use, in order; on the CPU views of the buffer's memory where every step is.
+
+        Log-probabilities that nobody has asked for are 0 until :meth:`take_log_probs`.
 
         :return: the samples, their timesteps and their context, ``(n_used, …)`` each
         """
@@ -248,7 +287,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
         # SB3's samples carry float actions, whatever the action space
         fields = [map_obs(to_torch, self.observations), to_torch(self.actions).float()]
-        fields += [to_torch(getattr(self, name)).flatten() for name in ("values", "log_probs", "advantages", "returns")]
+        fields += [to_torch(vars(self)[name]).flatten() for name in ("values", "log_probs", "advantages", "returns")]
         sample_class: Any = DictRolloutBufferSamples if isinstance(self.observations, dict) else RolloutBufferSamples
         context = {
             name: to_torch(self.swap_and_flatten(array).reshape(-1, *array.shape[2:])) for name, array in self.context.items()

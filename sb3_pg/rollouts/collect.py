@@ -194,6 +194,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 if values is None:
                     with snapshot.restored():
                         self._score(kind, rollout_buffer, slice(first, n_steps), goes_on=True)
+                        rollout_buffer.settle()  # type: ignore[attr-defined]
                 sample = self._go_on(kind, sample, snapshot, env, through_forward=not own_buffer)
                 kind, first, snapshot = self.kind, n_steps, Snapshot(self.policy)
 
@@ -203,6 +204,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         with self.kind.computing():
             unscored = slice(first if values is None else n_steps, n_steps)
             values = self._evaluate_rollout(rollout_buffer, dones, truncated, unscored)
+        if snapshot is not None and isinstance(rollout_buffer, EpisodeRolloutBuffer):
+            rollout_buffer.settle()  # the callback may change the policy
         # With V of the observations behind the last step in ``values``, as SB3's algorithms have it
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -258,9 +261,19 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return self._episode_timesteps
 
     def _score(self, kind: PolicyKind, rollout_buffer: RolloutBuffer, steps: slice, goes_on: bool) -> None:
+        """Values of steps now, and their log-probabilities when somebody asks for them."""
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
+
+        def score() -> None:
+            with kind.computing():
+                kind.fill_log_probs(rollout_buffer, steps)
+
         with kind.computing():
-            kind.fill(rollout_buffer, steps, with_values=self.uses_critic, goes_on=goes_on)
+            if self.uses_critic:
+                kind.fill_values(rollout_buffer, steps, goes_on)
+            else:
+                rollout_buffer.values[steps] = 0.0
+        rollout_buffer.score_later(score)
 
     def _go_on(self, kind: PolicyKind, sample: Sampler, snapshot: Snapshot, env: VecEnv, through_forward: bool) -> Sampler:
         """What draws actions after the policy has changed, or been replaced, within a rollout."""

@@ -225,7 +225,8 @@ def test_advantages_and_gradient_are_those_of_maskable_ppo() -> None:
         ours.add(*shown, theirs.rewards[t], theirs.episode_starts[t],
                  context={"action_masks": unflatten(theirs.action_masks)[t].astype(bool)})  # fmt: skip
     ours.trim()
-    model.kind.fill(ours, slice(0, n_steps), with_values=True, goes_on=True)
+    model.kind.fill_values(ours, slice(0, n_steps), goes_on=True)
+    model.kind.fill_log_probs(ours, slice(0, n_steps))
     np.testing.assert_allclose(ours.values, unflatten(theirs.values)[..., 0], atol=1e-5)
     np.testing.assert_allclose(ours.log_probs, unflatten(theirs.log_probs)[..., 0], atol=1e-5)
     with th.no_grad():

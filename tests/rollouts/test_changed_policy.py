@@ -219,10 +219,14 @@ def test_a_schedule_of_the_standard_deviation_trains_the_rest() -> None:
 
 def test_a_callback_that_changes_nothing_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = VanillaPG("MlpPolicy", DummyVecEnv([lambda: ScriptedEnv([7])]), n_steps=16, seed=0)
-    fill, parts = model.kind.fill, []
-    monkeypatch.setattr(model.kind, "fill", lambda buffer, rows, **kwargs: parts.append(rows) or fill(buffer, rows, **kwargs))
+    parts = []
+    for name in ("fill_values", "fill_log_probs"):
+        fill = getattr(model.kind, name)
+        monkeypatch.setattr(
+            model.kind, name, lambda buffer, rows, *args, fill=fill: parts.append(rows) or fill(buffer, rows, *args)
+        )
     model.learn(32, callback=Changes(lambda policy: None, {5}))
-    assert parts == [slice(0, 16)] * 2
+    assert parts == [slice(0, 16)] * 4
 
 
 @changes
