@@ -1,5 +1,6 @@
 """The fit of the critic to a rollout, after its values have been used."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def _follow_scale(model: "PolicyGradient", batch: Batch) -> float:
     square, weight = model.target_moments
     model.target_moments = _DECAY * square + (1.0 - _DECAY) * max(squares), _DECAY * weight + 1.0 - _DECAY
     square, weight = model.target_moments
-    return max((square / weight) ** 0.5, _LEAST_SCALE)
+    return max(math.sqrt(square / weight), _LEAST_SCALE)
 
 
 @contextmanager

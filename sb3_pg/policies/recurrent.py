@@ -22,7 +22,7 @@ from sb3_pg.policies import kind
 from sb3_pg.policies.kernels import differentiable
 from sb3_pg.policies.plain import PlainKind
 from sb3_pg.policies.sampling import is_plain_lstm, is_plain_mlp, numpy_features, numpy_lstm, numpy_outputs
-from sb3_pg.policies.steps import Rows, Steps
+from sb3_pg.policies.steps import Rows, Steps, take_obs
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -273,7 +273,7 @@ class RecurrentKind(PlainKind):
     def bootstrap_values(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any) -> th.Tensor:
         """V with the memory of the segment that led there."""
         values = th.zeros(len(steps))
-        # Behind the last step of a rollout it is at hand
+        # At hand behind the last step of a rollout
         at_hand = (steps == len(buffer.rewards) - 1) & (self.policy.lstm_critic is None or self._is_carried)
         for rows, evaluate in ((at_hand, self._values_at_end), (~at_hand, self._values_after_replay)):
             if rows.any():
@@ -286,9 +286,7 @@ class RecurrentKind(PlainKind):
         with th.no_grad():
             return self._values(following, memory).cpu()
 
-    def _values_after_replay(
-        self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, observations: Any
-    ) -> th.Tensor:
+    def _values_after_replay(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, last_obs: Any) -> th.Tensor:
         of_buffer = buffer.context["segment"]  # type: ignore[attr-defined]
         rows, segment, n_envs = [], [], buffer.n_envs
         for step, env in zip(steps, envs, strict=True):
@@ -306,11 +304,10 @@ class RecurrentKind(PlainKind):
             out[is_played], out[lasts] = played[np.concatenate(rows)], np.reshape(following, (-1, *played.shape[1:]))
             return out
 
-        obs = (
-            {key: insert(played, observations[key]) for key, played in buffer.observations.items()}
-            if isinstance(buffer.observations, dict)
-            else insert(buffer.observations, observations)
-        )
+        if isinstance(buffer.observations, dict):
+            obs: Any = {key: insert(played, last_obs[key]) for key, played in buffer.observations.items()}
+        else:
+            obs = insert(buffer.observations, last_obs)
         actions = np.zeros((len(is_played), buffer.action_dim), np.float32)
         extended = self.to_steps(obs, actions, {"segment": np.concatenate(segment)})
         values = np.empty(len(extended), np.float32)

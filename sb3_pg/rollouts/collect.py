@@ -193,8 +193,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 # By the callback. What was played before is scored as it was played
                 if values is None:
                     with snapshot.restored():
-                        self._score(kind, rollout_buffer, slice(first, n_steps), goes_on=True)
-                        rollout_buffer.settle()  # type: ignore[attr-defined]
+                        self._score(kind, rollout_buffer, slice(first, n_steps), goes_on=True, at_once=True)
                 sample = self._go_on(kind, sample, snapshot, env, through_forward=not own_buffer)
                 kind, first, snapshot = self.kind, n_steps, Snapshot(self.policy)
 
@@ -203,9 +202,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self._left = Footprint(env, self._last_obs)
         with self.kind.computing():
             unscored = slice(first if values is None else n_steps, n_steps)
-            values = self._evaluate_rollout(rollout_buffer, dones, truncated, unscored)
-        if snapshot is not None and isinstance(rollout_buffer, EpisodeRolloutBuffer):
-            rollout_buffer.settle()  # the callback may change the policy
+            # A callback that may change the policy may also do so after the rollout
+            values = self._evaluate_rollout(rollout_buffer, dones, truncated, unscored, at_once=snapshot is not None)
         # With V of the observations behind the last step in ``values``, as SB3's algorithms have it
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -260,8 +258,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self._episode_timesteps = fresh if starts.all() else np.where(starts, fresh, self._episode_timesteps)
         return self._episode_timesteps
 
-    def _score(self, kind: PolicyKind, rollout_buffer: RolloutBuffer, steps: slice, goes_on: bool) -> None:
-        """Values of steps now, and their log-probabilities when somebody asks for them."""
+    def _score(self, kind: PolicyKind, rollout_buffer: RolloutBuffer, steps: slice, goes_on: bool, at_once: bool) -> None:
+        """Values of steps now, and their log-probabilities when somebody asks for them, or at once."""
         assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
 
         def score() -> None:
@@ -274,6 +272,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             else:
                 rollout_buffer.values[steps] = 0.0
         rollout_buffer.score_later(score)
+        if at_once:
+            rollout_buffer.settle()
 
     def _go_on(self, kind: PolicyKind, sample: Sampler, snapshot: Snapshot, env: VecEnv, through_forward: bool) -> Sampler:
         """What draws actions after the policy has changed, or been replaced, within a rollout."""
@@ -284,11 +284,17 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return kind.remake_sampler(env, through_forward) if snapshot.is_replaced(self.policy) else sample
 
     def _evaluate_rollout(
-        self, rollout_buffer: RolloutBuffer, dones: np.ndarray, truncated: list[tuple[int, int, Any]], unscored: slice
+        self,
+        rollout_buffer: RolloutBuffer,
+        dones: np.ndarray,
+        truncated: list[tuple[int, int, Any]],
+        unscored: slice,
+        at_once: bool,
     ) -> th.Tensor:
         """Fill what the steps left open: values, log-probabilities, V of what follows the ends.
 
         :param unscored: steps that have neither yet
+        :param at_once: whether log-probabilities cannot wait until somebody asks for them
         :return: V of the observations behind the last step, ``(n_envs, 1)``; 0 where none is wanted
         """
         if isinstance(rollout_buffer, EpisodeRolloutBuffer):
@@ -300,7 +306,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             for step, env, terminal_obs in truncated:
                 require_finite_rows("terminal observation", _stack_obs([terminal_obs]), step, env)
         if unscored.start < unscored.stop:
-            self._score(self.kind, rollout_buffer, unscored, goes_on=not self.whole_episodes)
+            self._score(self.kind, rollout_buffer, unscored, not self.whole_episodes, at_once)
         n_envs = len(dones)
         last_values, terminal_values = th.zeros(n_envs), np.zeros_like(rollout_buffer.rewards)
         if self.bootstraps and not self.whole_episodes:

@@ -29,7 +29,7 @@ NO_DAMPING = dict(cg_damping=0.0, cg_max_steps=50)
 def batch_of(obs: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
     nothing = th.zeros(len(obs))
     steps = Steps(th.as_tensor(obs), th.as_tensor(actions))
-    return Batch(steps, nothing, nothing, th.as_tensor(weights).float(), nothing)
+    return Batch(steps, nothing, th.as_tensor(weights).float(), nothing)
 
 
 def set_gradient(model: PolicyGradient, batch: Batch) -> None:
