@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -109,6 +111,48 @@ class TabularVecEnv(VecEnv):
     def seed(self, seed: int | None = None) -> list[int | None]:
         self.rng = np.random.default_rng(seed)
         return [seed] * self.num_envs
+
+
+class TabularVectorEnv(gym.vector.VectorEnv):
+    """The same, in Gymnasium's interface, natively: one generator for all."""
+
+    def __init__(self, mdp: TabularMDP, n_envs: int, seed: int, autoreset_mode: AutoresetMode):
+        self.metadata = {"autoreset_mode": autoreset_mode}
+        self.num_envs, self.mode, self.tabular = n_envs, autoreset_mode, TabularVecEnv(mdp, n_envs, seed)
+        self.single_observation_space, self.single_action_space = self.tabular.observation_space, self.tabular.action_space
+        self.observation_space, self.action_space = (
+            batch_space(space, n_envs) for space in (self.single_observation_space, self.single_action_space)
+        )
+        self.done = np.zeros(n_envs, dtype=bool)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        env = self.tabular
+        if seed is not None:
+            env.seed(seed)
+        if options and "reset_mask" in options:
+            mask = options["reset_mask"]
+            env.states[mask] = env._starts(int(mask.sum()))
+        else:
+            env.reset()
+            mask = np.ones(self.num_envs, dtype=bool)
+        self.done = self.done & ~mask
+        return env.states.copy(), {}
+
+    def step(self, actions: np.ndarray) -> Any:
+        env, was_done = self.tabular, self.done
+        assert self.action_space.contains(actions)
+        assert not (self.mode is AutoresetMode.DISABLED and was_done.any()), "somebody has to reset"
+        stayed = env.states.copy()
+        env.step_async(np.where(was_done, 0, actions))
+        states, rewards, dones, _ = env.step_wait()
+        if self.mode is AutoresetMode.SAME_STEP:
+            infos = {"final_obs": stayed, "_final_obs": dones} if dones.any() else {}
+            return states, rewards, dones, np.zeros_like(dones), infos
+        # Where an episode ends its last state stays until the reset
+        first = np.where(was_done, env._starts(self.num_envs), states)
+        env.states = np.where(dones & ~was_done, stayed, first)
+        self.done = dones & ~was_done
+        return env.states.copy(), np.where(was_done, 0.0, rewards), self.done, np.zeros_like(dones), {}
 
 
 class ScriptedEnv(gym.Env):

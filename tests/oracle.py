@@ -68,8 +68,10 @@ def mean_updates(model: PolicyGradient, n_rollouts: int, read: Callable[[], th.T
     return np.array(updates, dtype=np.float64)
 
 
-def tabular_model(cls: type[PolicyGradient], mdp: TabularMDP, seed: int, n_envs: int, **kwargs: Any) -> PolicyGradient:
-    env = TabularVecEnv(mdp, n_envs, seed)
+def tabular_model(
+    cls: type[PolicyGradient], mdp: TabularMDP, seed: int, n_envs: int, make_env: Any = TabularVecEnv, **kwargs: Any
+) -> PolicyGradient:
+    env = make_env(mdp, n_envs, seed)
     model = cls("MlpPolicy", env, seed=seed, **{**PLAIN, **kwargs})
     generator = th.Generator().manual_seed(seed)
     with th.no_grad():

@@ -20,6 +20,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
+from sb3_pg.vec_env import skipped_rows
 
 if TYPE_CHECKING:
     from sb3_pg.algorithms.model import Model
@@ -137,6 +138,7 @@ def check_env(model: "RolloutAlgorithm") -> None:
     require_env(model)
     assert model.env is not None
     model.kind.check_env(model.env)
+    skipped_rows(model.env, isinstance(model.rollout_buffer, EpisodeRolloutBuffer))
     if not model.whole_episodes:
         return
     try:

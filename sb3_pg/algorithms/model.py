@@ -5,6 +5,7 @@ from operator import is_
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -21,6 +22,7 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
@@ -33,6 +35,7 @@ from sb3_pg.policies import (
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
+from sb3_pg.vec_env import GymnasiumVecEnv
 
 SelfModel = TypeVar("SelfModel", bound="Model")
 
@@ -108,6 +111,13 @@ class Model(RolloutAlgorithm):
     def _check_arguments(self) -> None:
         """Refuse every wrong argument: ``TypeError`` or ``ValueError`` with what to do."""
         check_arguments(self)
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Also Gymnasium's vector environments."""
+        if isinstance(env, gym.vector.VectorEnv):
+            env = GymnasiumVecEnv(env)
+        return RolloutAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_env(self) -> None:
         """Refuse environments that cannot be trained on."""

@@ -136,7 +136,12 @@ class PolicyGradient(Model):
 
     @property
     def _normalizer(self) -> int:
-        """C of the pseudo-loss, known before the rollout: what was collected varies with the policy's luck."""
+        """C of the pseudo-loss, known before the rollout: what was collected varies with the policy's luck.
+
+        Rows of a cut rollout in which an environment was reset are none of its steps.
+        """
+        if not self.whole_episodes and isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
+            return distributed.total(int(np.count_nonzero(self.rollout_buffer.mask)))
         return distributed.total(self.n_envs * (self.n_steps if self.n_episodes is None else self.n_episodes))
 
     def _update_policy(self, batch: Batch) -> dict[str, float]:

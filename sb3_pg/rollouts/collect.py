@@ -22,6 +22,7 @@ from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
 from sb3_pg.rollouts.used import Footprint, glance
+from sb3_pg.vec_env import GymnasiumVecEnv, skipped_rows
 
 # Where environments are while a rollout is played, and after one that an error has ended
 _NOWHERE = "nowhere"
@@ -113,6 +114,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             self._start_episodes(env)
         rollout_buffer.reset()
         own_buffer = isinstance(rollout_buffer, EpisodeRolloutBuffer)
+        # Whose rows may be resets, and whose infos are empty where no episode has ended
+        resetting, quiet = skipped_rows(env, own_buffer), isinstance(env.unwrapped, GymnasiumVecEnv)
         if not own_buffer:
             rollout_buffer.observations = hold(rollout_buffer.observations, self._last_obs)
         if self.use_sde:
@@ -152,22 +155,21 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 clipped_actions = to_env_actions(actions, self.action_space)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             dones = np.asarray(dones, dtype=bool)
-            self.num_timesteps += env.num_envs
+            was_reset = None if resetting is None else resetting.reset_rows
+            self.num_timesteps += env.num_envs if was_reset is None else int(np.count_nonzero(~was_reset))
+            # A row in which an environment was reset is as an episode of its own that does not count
+            starts = dones if was_reset is None else dones | was_reset
 
             # Give access to local variables
             if listening and not _call_back(callback, locals(), look):
                 # A later learn() goes on from here
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-                self._episode_timesteps = np.where(dones, 0, timesteps + 1)
+                self._last_obs, self._last_episode_starts = new_obs, starts  # type: ignore[assignment]
+                self._episode_timesteps = np.where(starts, 0, timesteps + 1)
                 self._left = Footprint(env, new_obs)
                 return False
 
-            in_use = selection.in_use
-            if selection.all_in_use:
-                self._update_info_buffer(infos, dones)
-            else:
-                # Surplus episodes that happen to finish are short ones: they would bias the mean return
-                self._update_info_buffer([infos[idx] for idx in np.flatnonzero(in_use)], dones[in_use])
+            in_use = selection.in_use if was_reset is None else selection.in_use & ~was_reset
+            self._note_episodes(infos, dones, None if selection.all_in_use and not quiet else in_use, quiet)
 
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
@@ -178,11 +180,11 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 log_probs,  # type: ignore[arg-type]
                 **({"timestep": timesteps, "mask": in_use, "context": context} if own_buffer else {}),
             )
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts = new_obs, starts  # type: ignore[assignment]
 
             timesteps += 1
-            if np.count_nonzero(dones):
-                timesteps[dones] = 0
+            if np.count_nonzero(starts):
+                timesteps[starts] = 0
                 for idx in np.flatnonzero(dones & in_use):
                     terminal_obs = infos[idx].get("terminal_observation")
                     if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
@@ -197,17 +199,32 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 sample = self._go_on(kind, sample, snapshot, env, through_forward=not own_buffer)
                 kind, first, snapshot = self.kind, n_steps, Snapshot(self.policy)
 
-            collecting = selection.step(dones)
+            collecting = selection.step(dones, was_reset)
 
         self._left = Footprint(env, self._last_obs)
         with self.kind.computing():
             unscored = slice(first if values is None else n_steps, n_steps)
             # A callback that may change the policy may also do so after the rollout
-            values = self._evaluate_rollout(rollout_buffer, dones, truncated, unscored, at_once=snapshot is not None)
+            values = self._evaluate_rollout(rollout_buffer, starts, truncated, unscored, at_once=snapshot is not None)
         # With V of the observations behind the last step in ``values``, as SB3's algorithms have it
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _note_episodes(self, infos: Any, dones: np.ndarray, in_use: np.ndarray | None, quiet: bool) -> None:
+        """Episodes that count for the logged return and length.
+
+        :param in_use: environments whose episode counts; None for all. Surplus episodes that happen to finish are short ones:
+            they would bias the mean return
+        :param quiet: whether infos are empty where no episode has ended
+        """
+        if in_use is not None:
+            if quiet:
+                in_use = in_use & dones
+                if not in_use.any():
+                    return
+            infos, dones = [infos[idx] for idx in np.flatnonzero(in_use)], dones[in_use]
+        self._update_info_buffer(infos, dones)
 
     def _clip(self, actions: np.ndarray) -> np.ndarray:
         """Actions of the policy within the bounds of the action space."""

@@ -27,7 +27,9 @@ class EpisodeSelection:
         self.n_episodes = n_episodes
         self.whole_episodes = whole_episodes
         self.max_episode_steps = max_episode_steps
+        #: Rows of the rollout so far, and those of each environment that were resets and no steps
         self.steps = 0
+        self._n_resets: np.ndarray | int = 0
         #: Whether the current episode of each environment counts, ``(n_envs,)``
         self.in_use = np.ones(n_envs, dtype=bool)
         self.all_in_use = True
@@ -35,23 +37,27 @@ class EpisodeSelection:
         self._episode_start = np.zeros(n_envs, dtype=np.int64)
         self._deadline = max_episode_steps
 
-    def step(self, dones: np.ndarray) -> bool:
+    def step(self, dones: np.ndarray, was_reset: np.ndarray | None = None) -> bool:
         """Take note of a step of every environment.
 
         :param dones: whether the step ended an episode, ``(n_envs,)``
+        :param was_reset: where it was a reset and no step, ``(n_envs,)``; None for nowhere. Windows count steps alone, or
+            environments that spend rows on resets would play less than their share
         :return: whether the rollout goes on
         :raises RuntimeError: if an episode that counts has gone on for ``max_episode_steps``
         """
         self.steps += 1
         if not self.whole_episodes:
             return self.steps < self.n_steps
+        if was_reset is not None:
+            self._n_resets = self._n_resets + was_reset
         if np.count_nonzero(dones):
             self._finished += dones
             self._episode_start[dones] = self.steps
             if self.n_episodes is not None:
                 self.in_use = self._finished < self.n_episodes
             elif self.steps >= self.n_steps:
-                self.in_use = self.in_use & ~dones
+                self.in_use = self.in_use & ~(dones & (self.steps - self._n_resets >= self.n_steps))
             self.all_in_use = bool(self.in_use.all())
             if not self.in_use.any():
                 return False
