@@ -137,7 +137,7 @@ class GymnasiumVecEnv(VecEnv):
             is_same_step = self._mode == _SAME_STEP
             last_observations = infos["final_obs"] if is_same_step else observations
             last_infos = infos.get("final_info", {}) if is_same_step else infos
-            for i in ended:
+            for i in ended.tolist():
                 step_infos[i] = {
                     "episode": self._end_episode(i),
                     **_of_env(last_infos, i),
@@ -259,7 +259,7 @@ class GymnasiumVecEnv(VecEnv):
         """
         if method_name == "action_masks" and self._find_mask_source() == "infos":
             assert self._masks is not None
-            return self._or_all_legal(self._masks)[self._get_indices(indices)]
+            return self._or_all_legal(self._masks)[list(self._get_indices(indices))]
         if not self._needs_all(method_name, indices):
             envs = [self.env.unwrapped.envs[i] for i in self._get_indices(indices)]
             return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in envs]
@@ -272,7 +272,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
         """Whether each environment is wrapped. ``Monitor``'s part is played here; wrappers in other processes are not seen."""
-        envs = getattr(self.env.unwrapped, "envs", None)
+        envs: list[gym.Env] = getattr(self.env.unwrapped, "envs", [])
         if issubclass(wrapper_class, Monitor):
             return [True for _ in self._get_indices(indices)]
         return [bool(envs) and is_wrapped(envs[i], wrapper_class) for i in self._get_indices(indices)]

@@ -137,15 +137,16 @@ class MaskedKind(PlainKind):
         self._begins, self._n_logits = np.cumsum([0, *sizes[:-1]]), sum(sizes)
 
     def _observe(self, episode_starts: np.ndarray) -> Mapping[str, np.ndarray]:
-        masks = self._env.env_method("action_masks")
-        of_envs = [np.asarray(mask, dtype=bool).ravel() for mask in (masks[:1] if isinstance(masks, np.ndarray) else masks)]
-        for env, mask in enumerate(of_envs):
-            if len(mask) != self._n_logits:
+        asked = self._env.env_method("action_masks")
+        if isinstance(asked, np.ndarray):  # those of all environments at once
+            asked = asked.reshape(len(asked), -1)
+        for env, mask in enumerate(asked[:1] if isinstance(asked, np.ndarray) else asked):
+            if np.size(mask) != self._n_logits:
                 raise ValueError(
-                    f"action_masks() of environment {env} gives {len(mask)} values, but {self.policy.action_space} needs "
+                    f"action_masks() of environment {env} gives {np.size(mask)} values, but {self.policy.action_space} needs "
                     f"{self._n_logits}: one for each action, MultiDiscrete's dimensions one after the other, two for each bit."
                 )
-        masks = masks.reshape(len(masks), -1).astype(bool) if isinstance(masks, np.ndarray) else np.stack(of_envs)
+        masks = np.asarray(asked, dtype=bool).reshape(len(asked), -1)
         has_legal = _has_legal(masks, self._begins)
         if not has_legal.all():
             raise ValueError(
