@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 # Names of Gymnasium's autoreset modes
@@ -36,11 +36,12 @@ class GymnasiumVecEnv(VecEnv):
 
     :param env: the environments
     :param reset_rows: ``"skip"``, or ``"keep"`` to have reset rows taken for steps, as algorithms that know none of them do
+    :param monitor_file: where to write the statistics of all episodes, as ``Monitor`` does; None for nowhere
     :raises TypeError: if ``env`` is no vector environment
     :raises ValueError: if ``reset_rows`` is something else
     """
 
-    def __init__(self, env: VectorEnv, reset_rows: str = "skip"):
+    def __init__(self, env: VectorEnv, reset_rows: str = "skip", monitor_file: str | None = None):
         if not isinstance(env, VectorEnv):
             raise TypeError(f"env must be a gymnasium.vector.VectorEnv, not {env!r}: single environments need no adapter.")
         if reset_rows not in ("skip", "keep"):
@@ -62,7 +63,13 @@ class GymnasiumVecEnv(VecEnv):
         #: Steps and rewards of the episodes in progress, ``(n_envs,)``
         self.episode_lengths = np.zeros(env.num_envs, dtype=np.int64)
         self.episode_returns = np.zeros(env.num_envs)
-        self._t_start = time.time()
+        self._t_start, self._monitor = time.time(), None
+        if monitor_file is not None:
+            header: dict[str, Any] = {
+                "t_start": self._t_start,
+                "env_id": str(None if env.spec is None else getattr(env.spec, "id", None)),
+            }
+            self._monitor = ResultsWriter(monitor_file, header)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         #: Those of the last step
@@ -177,7 +184,10 @@ class GymnasiumVecEnv(VecEnv):
         """Its statistics, as Monitor writes them."""
         r, n = round(float(self.episode_returns[i]), 6), int(self.episode_lengths[i])
         self.episode_returns[i], self.episode_lengths[i] = 0.0, 0
-        return {"r": r, "l": n, "t": round(time.time() - self._t_start, 6)}
+        episode = {"r": r, "l": n, "t": round(time.time() - self._t_start, 6)}
+        if self._monitor is not None:
+            self._monitor.write_row(episode)
+        return episode
 
     def _to_sb3(self, observations: Any) -> Any:
         """A copy of observations, of the types that the spaces say."""
@@ -188,6 +198,8 @@ class GymnasiumVecEnv(VecEnv):
     def close(self) -> None:
         """Close the environments."""
         self.env.close()
+        if self._monitor is not None:
+            self._monitor.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Renderings of the environments, if they render arrays."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch as th
@@ -26,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.benchmark.run import read_entry
+from sb3_pg.vec_env import GymnasiumVecEnv
 
 # Runs at least so many environment steps and returns how many it ran
 Contender = Callable[[int], int]
@@ -34,6 +36,9 @@ _OURS = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline, "Natura
 _PEERS = {"A2C": A2C, "PPO": PPO}
 _CONTRIBS = ("RecurrentPPO", "MaskablePPO")
 _BARE = "bare VecEnv"
+# Of Gymnasium's vector environments: without an adapter; one pass of actor and critic over a rollout, and back
+_VECTOR, _PASS = "bare VectorEnv", "one pass"
+_VECTORISED = ("native", "envpool")
 
 
 def _learn(model: OnPolicyAlgorithm, steps: int) -> int:
@@ -54,10 +59,13 @@ def make_contenders(env_id: str, n_envs: int, policy: str, seed: int) -> dict[st
     :param env_id: registered environment
     :param n_envs: parallel copies in a DummyVecEnv
     :param policy: ``""``; ``"lstm64"`` for a memory of so many units, in rollouts of 128 steps, beside a RecurrentPPO of one
-        epoch and one minibatch; or ``"masked"`` for masks that forbid nothing, beside MaskablePPO
+        epoch and one minibatch; ``"masked"`` for masks that forbid nothing, beside MaskablePPO; ``"native"`` or ``"envpool"``
+        for the environment's own vectorisation or EnvPool's, all in rollouts of 8,192 steps, but of 16 to 256 each
     :param seed: seed of models and environments
     :return: by name, what to run
     """
+    if policy in _VECTORISED:
+        return _make_vectorised(env_id, n_envs, policy, seed)
     wrapper = partial(ActionMasker, action_mask_fn=_all_legal) if policy == "masked" else None
     make_env = partial(make_vec_env, env_id, n_envs, seed=seed, wrapper_class=wrapper)  # type: ignore[arg-type]
     env = make_env()
@@ -89,6 +97,45 @@ def _make_recurrent(make_env: Callable[[], VecEnv], n_units: int, seed: int) -> 
     env = make_env()
     models["RecurrentPPO"] = RecurrentPPO("MlpLstmPolicy", env, n_epochs=1, batch_size=128 * env.num_envs, **kwargs)
     return models
+
+
+def _make_vectorised(env_id: str, n_envs: int, kind: str, seed: int) -> dict[str, Contender]:
+    def make_vector() -> Any:
+        if kind == "native":
+            return gym.make_vec(env_id, n_envs, vectorization_mode="vector_entry_point")
+        import envpool
+
+        return envpool.make(env_id, env_type="gymnasium", num_envs=n_envs, num_threads=th.get_num_threads(), seed=seed)
+
+    def step_vector(steps: int) -> int:
+        for call in range(-(-steps // n_envs)):
+            vector.step(actions[call % len(actions)])
+        return -(-steps // n_envs) * n_envs
+
+    kwargs: dict[str, Any] = dict(n_steps=min(256, max(16, 8192 // n_envs)), seed=seed, device="cpu")
+    # The peers know no reset rows: they train on them
+    vector, env = make_vector(), GymnasiumVecEnv(make_vector(), reset_rows="keep")
+    vector.reset()
+    env.reset()
+    actions = [np.stack([env.action_space.sample() for _ in range(n_envs)]) for _ in range(64)]
+    models: dict[str, Any] = {name: cls("MlpPolicy", make_vector(), **kwargs) for name, cls in _OURS.items()}
+    for name, peer in _PEERS.items():
+        models[name] = peer("MlpPolicy", GymnasiumVecEnv(make_vector(), reset_rows="keep"), **kwargs)
+    policy: Any = models["VanillaPG"].policy
+    n: int = n_envs * kwargs["n_steps"]
+    obs, taken = (
+        th.as_tensor(np.stack([space.sample() for _ in range(n)])) for space in (env.observation_space, env.action_space)
+    )
+
+    def pass_once(steps: int) -> int:
+        for _ in range(-(-steps // n)):
+            values, log_probs, _ = policy.evaluate_actions(obs, taken)
+            (values.mean() + log_probs.mean()).backward()
+            policy.zero_grad()
+        return -(-steps // n) * n
+
+    contenders: dict[str, Contender] = {_VECTOR: step_vector, _BARE: partial(_step, env, actions), _PASS: pass_once}
+    return contenders | {name: partial(_learn, model) for name, model in models.items()}
 
 
 def _make_masked(make_env: Callable[[], VecEnv], seed: int) -> dict[str, Any]:
@@ -146,7 +193,7 @@ def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
             for peer in [
                 name
                 for name in rates.columns
-                if name.split(",")[0] in (*_PEERS, *_CONTRIBS, _BARE) and rates[name].notna().all()
+                if name.split(",")[0] in (*_PEERS, *_CONTRIBS, _BARE, _VECTOR, _PASS) and rates[name].notna().all()
             ]:
                 ratio = rates[algorithm] / rates[peer]
                 row |= {f"÷ {peer}": ratio.median(), f"÷ {peer} min": ratio.min(), f"÷ {peer} max": ratio.max()}
@@ -182,6 +229,7 @@ def run_speed(envs: list[tuple[str, int, str]], steps: int, repetitions: int, th
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     n_contenders = {"": 1 + len(_OURS) + 2 * len(_PEERS), "masked": 2 + len(_OURS)}
+    n_contenders |= dict.fromkeys(_VECTORISED, 3 + len(_OURS) + len(_PEERS))
     n_rows = sum(n_contenders.get(policy, 3 + len(_OURS)) for _, _, policy in envs)
     console = Console()
     with Progress(

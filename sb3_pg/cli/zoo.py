@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
 from sb3_pg.cli.runs import import_packages, read_args
+from sb3_pg.cli.vec_env import take_vec_env, training_in
 from sb3_pg.zoo import act_in_test_envs, pass_env_kwargs_of_file, register
 
 _LOADING = ("enjoy", "record_video")
@@ -24,6 +25,7 @@ def run(command: str, arguments: list[str]) -> None:
     :raises ValueError: if rl-zoo3 would train with other hyperparameters than the options ask for
     """
     _refuse_ignored_options(arguments)
+    vec_env, arguments = take_vec_env(arguments) if command == "train" else (None, arguments)
     register()
     # Where rl-zoo3 has other defaults: PPO, and its collection of trained agents, which has none of ours. Later options win
     if command in _FOR_AGENTS:
@@ -45,7 +47,8 @@ def run(command: str, arguments: list[str]) -> None:
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
         return
     module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
-    getattr(module, command)()
+    with training_in(vec_env):
+        getattr(module, command)()
     if command in _PLOTTING:
         _save_figures(command)
 

@@ -46,6 +46,14 @@ def test_speed_of_policies_with_memory_and_masks(tmp_path: Path, capsys: pytest.
     assert "RecurrentPPO" in capsys.readouterr().out
 
 
+def test_speed_of_vector_environments(tmp_path: Path) -> None:
+    output = tmp_path / "speed.csv"
+    main(["speed", "--envs", "CartPole-v1:128:native", "--steps", "1024", "--repetitions", "1", "--output", str(output)])
+    measurements = pd.read_csv(output)
+    assert {"bare VectorEnv", "bare VecEnv", "one pass", "VanillaPG", "A2C"} <= set(measurements.algorithm)
+    assert {"÷ one pass", "÷ bare VectorEnv"} <= set(summarise(measurements).columns)
+
+
 def test_an_unknown_environment_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main(["speed", "--envs", "NoSuchEnvironment-v0:1", "--output", str(tmp_path / "speed.csv")])

@@ -65,3 +65,15 @@ def test_args_are_read_and_nothing_is_made(trained: Path, tmp_path: Path) -> Non
     (tmp_path / "args.yml").write_text(evil.replace("touched", str(tmp_path / "touched")))
     assert read_args(tmp_path) == {"a": 1, "b": None}
     assert not (tmp_path / "touched").exists()
+
+
+def test_training_in_vector_environments(tmp_path: Path) -> None:
+    common = "-n 2000 --eval-freq 1000 -params n_envs:16 n_steps:16"
+    sb3_pg(tmp_path, f"train --env CartPole-v1 --vec-env gymnasium {common}")
+    run = tmp_path / "logs/vpg/CartPole-v1_1"
+    assert read_args(run / "CartPole-v1")["vec_env"] == "gymnasium"
+    assert len((run / "0.monitor.csv").read_text().splitlines()) > 20 and (run / "evaluations.npz").is_file()
+    sb3_pg(tmp_path, f"train --env Pendulum-v1 --vec-env gymnasium {common}")
+    assert (tmp_path / "logs/vpg/Pendulum-v1_1/15.monitor.csv").is_file()
+    code, _, err = finish(tmp_path, "train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7")
+    assert code == 1 and err.splitlines()[-1].startswith("sb3-pg train: error:") and "EnvPool" in err.splitlines()[-1]
