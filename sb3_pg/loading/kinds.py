@@ -43,7 +43,7 @@ STATES: dict[type, dict[str, Any]] = {
     spaces.Discrete: {**_SPACE, "n": (int, np.integer), "start": (int, np.integer)},
     spaces.MultiDiscrete: {**_SPACE, "nvec": np.ndarray, "start": np.ndarray},
     spaces.MultiBinary: {**_SPACE, "n": (int, np.integer, tuple, list, np.ndarray)},
-    spaces.Dict: {**_SPACE, "spaces": dict},
+    spaces.Dict: {**_SPACE, "spaces": dict, "sort_keys": bool},
     FloatSchedule: {"value_schedule": _SCHEDULE},
     ConstantSchedule: {"val": _NUMBER},
     LinearSchedule: dict.fromkeys(("start", "end", "end_fraction"), _NUMBER),
@@ -69,8 +69,9 @@ def set_state(target: Any, state: Any) -> None:
     """
     if type(target) in STATES:
         types = STATES[type(target)]
-        if not isinstance(state, dict) or not all(key in types and isinstance(state[key], types[key]) for key in state):
-            raise ValueError(f"this is not the state of a {type(target).__name__}")
+        for key in state.keys() if isinstance(state, dict) else [state]:
+            if not (isinstance(key, str) and key in types and isinstance(state[key], types[key])):
+                raise ValueError(f"a {type(target).__name__} has no such {str(key)[:40]!r}")
         if isinstance(target, spaces.Space | VecNormalize):  # which mend the states of earlier versions
             target.__setstate__({key: state[key] for key in state if key not in ("low_repr", "high_repr")})
         else:

@@ -27,7 +27,10 @@ _MEMBERS = r"data|_stable_baselines3_version|system_info\.txt|[A-Za-z]\w*(\.[A-Z
 #: Tensors of SB3's algorithms that belong to no network
 _VARIABLES = {"log_ent_coef", "ent_coef_tensor"}
 # Made anew from the arguments whenever a model is set up
-_DERIVED = ("lr_schedule", "_own_critic_lr_schedule", "ent_coef_schedule", "target_kl_schedule", "exploration_schedule")
+_DERIVED = (
+    *("lr_schedule", "critic_lr_schedule", "_own_critic_lr_schedule", "ent_coef_schedule", "target_kl_schedule"),
+    "exploration_schedule",
+)
 # A model that trains on does not write where its file says
 _NOT_READ = {*_DERIVED, "tensorboard_log"}
 # Classes stand where they are asked for, and nowhere else
@@ -134,10 +137,10 @@ def _read_data(
         raise ValueError("its data is no dictionary")
     objects: dict[str, Any] = {}
     for name, item in saved.items():
-        _check_name(algorithm, name, apart)
         if name in custom_objects:
             objects[name] = custom_objects[name]
         elif name not in _NOT_READ:
+            _check_name(algorithm, name, apart)
             objects[name] = _read_object(name, item)
     missing = {"policy_class", "observation_space", "action_space", "policy_kwargs", "verbose"} - objects.keys()
     if missing:
