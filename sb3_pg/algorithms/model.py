@@ -1,7 +1,7 @@
 """A policy with its optimizers, as SB3's users build, save, load, ask and train it. What it learns is not said here."""
 
 import io
-from contextlib import nullcontext
+from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,7 +26,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
-from sb3_pg.loading import fitting_together, read_model
+from sb3_pg.loading import read_model, set_up
 from sb3_pg.policies import (
     MaskableRecurrentActorCriticPolicy,
     MaskableRecurrentMultiInputActorCriticPolicy,
@@ -219,12 +219,14 @@ class Model(RolloutAlgorithm):
         :raises TypeError: if a keyword is none of these
         :raises ValueError: for a file that is not trusted: naming what it asks for and does not get, or if it is damaged
         """
-        file = path
-        if not trusted:
-            file, custom_objects = read_model(cls, path, custom_objects)
-        check_load_keywords(cls, file, set(kwargs))
-        with nullcontext() if trusted else fitting_together(path):
-            return super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if trusted:
+            check_load_keywords(cls, path, set(kwargs))
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        archive, objects = read_model(cls, path, custom_objects)
+        check_load_keywords(cls, archive, set(kwargs))
+        load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
+        model: SelfModel = set_up(path, load)
+        return model
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_policy_parameters"]

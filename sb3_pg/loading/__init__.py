@@ -3,17 +3,17 @@
 What is promised, and what is not, is said in SECURITY.md.
 """
 
-from sb3_pg.loading.errors import NotTrustedError, fitting_together
+from sb3_pg.loading.errors import NotTrustedError
 from sb3_pg.loading.files import load_vec_normalize, parse_normalize, read_pickle, read_settings
-from sb3_pg.loading.models import load_model, read_model
+from sb3_pg.loading.models import load_model, read_model, set_up
 
 __all__ = [
     "NotTrustedError",
-    "fitting_together",
     "load_model",
     "load_vec_normalize",
     "parse_normalize",
     "read_model",
     "read_pickle",
     "read_settings",
+    "set_up",
 ]

@@ -7,13 +7,11 @@ from typing import Any, BinaryIO
 
 import torch as th
 
-#: Bytes of the largest archive that is read, packed or unpacked
-MAX_ARCHIVE = 2**30
 # Optimizers' states lie this deep, and their hyperparameters
 _MAX_DEPTH = 8
 
 
-def read_archive(file: BinaryIO, names: str, limit: int = MAX_ARCHIVE) -> dict[str, bytes]:
+def read_archive(file: BinaryIO, names: str, limit: int) -> dict[str, bytes]:
     """Contents of all members of a zip file.
 
     :param file: the archive
@@ -53,7 +51,7 @@ def read_weights(name: str, member: bytes) -> Any:
     # Torch gets an archive that is written here, of what Python reads in the given one: there are no two readings of it
     rewritten = io.BytesIO()
     with zipfile.ZipFile(rewritten, "w") as archive:
-        for part, contents in read_archive(io.BytesIO(member), r"[\w.-]+(/[\w.-]+)+", len(member)).items():
+        for part, contents in read_archive(io.BytesIO(member), r"((?!\.\.?/)[\w.-]+/)+[\w.-]+", len(member)).items():
             archive.writestr(part, contents)
     rewritten.seek(0)
     try:

@@ -17,7 +17,7 @@ class NotTrustedError(ValueError):
 
     def __init__(self, reason: str, instead: str = ""):
         super().__init__(f"{reason}: pass {instead}trusted=True if you know where the file comes from.")
-        self.reason = reason
+        self.reason, self.instead = reason, instead
 
 
 def describe(path: _File) -> str:
@@ -36,26 +36,24 @@ def first_words(error: Exception) -> str:
 def reading(path: _File) -> Iterator[None]:
     """Say in one sentence why a file cannot be read.
 
-    :raises NotTrustedError: as it is
+    :raises NotTrustedError: as it is, naming the file
     :raises ValueError: naming the file, for whatever else goes wrong
     """
     try:
         yield
-    except NotTrustedError:
-        raise
+    except NotTrustedError as error:
+        raise NotTrustedError(f"{describe(path)}: {error.reason}", error.instead) from error
     except Exception as error:
         raise ValueError(f"{describe(path)} cannot be read: {first_words(error)}") from error
 
 
 @contextmanager
 def fitting_together(path: _File) -> Iterator[None]:
-    """Say in one sentence why something cannot be made of a file whose parts have been read.
+    """Say in one sentence why nothing can be made of a file whose parts have been read.
 
-    :raises ValueError: naming the file, for whatever goes wrong that does not say itself what to do
+    :raises ValueError: naming the file, for whatever goes wrong
     """
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:
-        raise ValueError(f"{describe(path)} holds nothing that fits together: {first_words(error)}") from error
+        raise ValueError(f"{describe(path)} does not fit: {first_words(error)}") from error

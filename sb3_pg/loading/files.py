@@ -36,9 +36,7 @@ def read_pickle(path: str | Path) -> Any:
         try:
             return loads(contents)
         except NotAllowedError as error:
-            raise NotTrustedError(
-                f"{describe(path)} asks for {error.path}, which files that are not trusted do not get"
-            ) from error
+            raise NotTrustedError(f"it asks for {error.path}, which files that are not trusted do not get") from error
 
 
 def load_vec_normalize(path: str | Path, venv: VecEnv) -> VecNormalize:
@@ -96,7 +94,7 @@ def parse_settings(stream: Any) -> Any:
         return dict(*arguments)
 
     def refuse(loader: Any, tag: str, node: Any) -> None:
-        raise NotTrustedError(f"the file asks for Python's {tag[:100]!r}, which files that are not trusted do not get")
+        raise NotTrustedError(f"it asks for Python's {tag[:100]!r}, which files that are not trusted do not get")
 
     Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ordered_dict)
     Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, True)))

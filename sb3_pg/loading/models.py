@@ -6,7 +6,9 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import open_path, recursive_getattr
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_pg.loading.archives import read_archive, read_weights
 from sb3_pg.loading.errors import NotTrustedError, fitting_together, reading
 from sb3_pg.loading.unpickling import MAX_DATA, NotAllowedError, check_data, loads
 
+#: Bytes of the largest archive that is read, packed or unpacked
+MAX_ARCHIVE = 2**30
 _MEMBERS = r"data|_stable_baselines3_version|system_info\.txt|[A-Za-z]\w*(\.[A-Za-z]\w*)*\.pth"
 #: Tensors of SB3's algorithms that belong to no network
 _VARIABLES = {"log_ent_coef", "ent_coef_tensor"}
@@ -81,8 +85,35 @@ def load_model(
     :raises ValueError: if it is no model or damaged
     """
     archive, objects = read_model(algorithm, path, custom_objects)
+    return set_up(path, partial(algorithm.load, archive, custom_objects=objects, **kwargs))
+
+
+def set_up(path: str | Path | io.BufferedIOBase, load: Callable[[], Any]) -> Any:
+    """Load what :func:`read_model` has written, and see whether it fits together.
+
+    :param path: of the file that was read, for errors
+    :param load: loads the model
+    :return: the model
+    :raises ValueError: saying what does not fit
+    """
     with fitting_together(path):
-        return algorithm.load(archive, custom_objects=objects, **kwargs)
+        model = load()
+        for name in model._get_torch_save_params()[0]:
+            part = recursive_getattr(model, name)
+            if isinstance(part, th.optim.Optimizer):
+                _check_optimizer(name, part)
+        return model
+
+
+def _check_optimizer(name: str, optimizer: th.optim.Optimizer) -> None:
+    """Torch takes any state, and fails at the first step."""
+    for group in optimizer.param_groups:
+        if any(isinstance(value, str | list | dict) for key, value in group.items() if key != "params"):
+            raise ValueError(f"{name} has settings that are no numbers")
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if isinstance(value, th.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(f"{name} was one of other parameters")
 
 
 def read_model(
@@ -99,7 +130,7 @@ def read_model(
     """
     is_path = isinstance(path, str | Path)
     with open_path(path, "r", suffix="zip") if is_path else nullcontext(path) as file, reading(path):
-        members = read_archive(file, _MEMBERS)  # type: ignore[arg-type]
+        members = read_archive(file, _MEMBERS, MAX_ARCHIVE)  # type: ignore[arg-type]
         weights = {name: read_weights(name, members[name]) for name in members if name.endswith(".pth")}
         _check_variables(weights)
         apart = {name.split(".")[0] for name in weights}.union(object.__new__(algorithm)._excluded_save_params())
@@ -162,7 +193,7 @@ def _read_object(name: str, item: Any) -> Any:
         value = loads(base64.b64decode(item[":serialized:"], validate=True)) if is_pickle else item
     except NotAllowedError as error:
         raise NotTrustedError(
-            f"{name} of the model asks for {error.path}, which files that are not trusted do not get",
+            f"{name} asks for {error.path}, which files that are not trusted do not get",
             f"custom_objects={{{name!r}: …}} to put something in its place, or ",
         ) from error
     except Exception as error:

@@ -1,6 +1,8 @@
 """Honest models open without being trusted, act as they did and go on training alike."""
 
+import base64
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +42,10 @@ def image() -> gym.Env:
     return gym.wrappers.TimeLimit(FakeImageEnv(screen_height=36, screen_width=36, n_channels=1), 20)
 
 
+def masked() -> gym.Env:
+    return InvalidActionEnvDiscrete(dim=6, n_invalid_actions=2)
+
+
 def normalised() -> VecNormalize:
     return VecNormalize(make_vec_env("Pendulum-v1", 2))
 
@@ -64,7 +70,7 @@ MODELS: dict[str, tuple[Any, str, Callable[[], Any], Callable[[], dict[str, Any]
     "schedules": (VanillaPG, "MlpPolicy", CART, lambda: dict(n_steps=32, ent_coef=LinearSchedule(0.1, 0.0, 1.0),
                   learning_rate=zoo_schedule(), critic_learning_rate=LinearSchedule(1e-3, 0.0, 1.0))),
     "memory": (VanillaPG, "MlpLstmPolicy", CART, lambda: dict(n_steps=32, policy_kwargs=dict(WITH_MEMORY))),
-    "masks": (NaturalPG, "MaskableMlpPolicy", lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=2),
+    "masks": (NaturalPG, "MaskableMlpPolicy", masked,
               lambda: dict(n_steps=32, policy_kwargs=dict(SMALL))),
     "memory and masks": (ReinforceBaseline, "MaskableMlpLstmPolicy", lambda: InvalidActionEnvMultiDiscrete(),
                          lambda: dict(n_steps=32, policy_kwargs=dict(WITH_MEMORY))),
@@ -85,7 +91,7 @@ MODELS: dict[str, tuple[Any, str, Callable[[], Any], Callable[[], dict[str, Any]
     "PPO": (PPO, "MlpPolicy", normalised, lambda: dict(clip_range_vf=0.2, use_sde=True, **BATCH)),
     "PPO of dictionaries": (PPO, "MultiInputPolicy", SimpleMultiObsEnv, lambda: dict(policy_kwargs=dict(SMALL), **BATCH)),
     "TRPO": (TRPO, "MlpPolicy", CART, lambda: dict(BATCH)),
-    "MaskablePPO": (MaskablePPO, "MlpPolicy", lambda: InvalidActionEnvDiscrete(dim=6, n_invalid_actions=2), lambda: dict(BATCH)),
+    "MaskablePPO": (MaskablePPO, "MlpPolicy", masked, lambda: dict(BATCH)),
     "RecurrentPPO": (RecurrentPPO, "MlpLstmPolicy", CART, lambda: dict(policy_kwargs=dict(WITH_MEMORY), **BATCH)),
     "SAC": (SAC, "MlpPolicy", PENDULUM, lambda: dict(buffer_size=500, learning_starts=8, policy_kwargs=dict(SMALL))),
     "TD3": (TD3, "MlpPolicy", PENDULUM, lambda: dict(buffer_size=500, learning_starts=8, policy_kwargs=dict(SMALL))),
@@ -134,7 +140,9 @@ def test_it_opens_acts_and_learns_alike(kind: str) -> None:
         loaded.learn(70, reset_num_timesteps=False)
         after.append(loaded.policy.state_dict())
     assert after[0].keys() == after[1].keys() and all(th.equal(after[0][key], after[1][key]) for key in after[0])
-    assert any(not th.equal(after[0][key], value) for key, value in load_untrusted(algorithm, file).policy.state_dict().items())
+    assert any(
+        not th.equal(after[0][key], value) for key, value in load_untrusted(algorithm, file).policy.state_dict().items()
+    )
     assert vars(untrusted).keys() == vars(trusted).keys()
 
 
@@ -161,7 +169,9 @@ def test_checkpoints_open(algorithm: Any, tmp_path: Path) -> None:
         assert model.seed == 1
 
 
-@pytest.mark.parametrize("cls, name", [(VanillaPG, "vanilla_pg"), (ReinforceBaseline, "reinforce_baseline"), (NaturalPG, "natural_pg")])
+@pytest.mark.parametrize(
+    "cls, name", [(VanillaPG, "vanilla_pg"), (ReinforceBaseline, "reinforce_baseline"), (NaturalPG, "natural_pg")]
+)
 def test_models_of_0_1_0_open(cls: Any, name: str) -> None:
     path = DATA / f"{name}_0.1.0.zip"
     untrusted, trusted = cls.load(path, trusted=False), cls.load(path)
@@ -177,7 +187,7 @@ class OwnExtractor(th.nn.Module):
 def test_what_is_the_scripts_own_is_named_with_the_way_out() -> None:
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16, learning_rate=lambda progress: 1e-3 * progress)
     file = saved(model)
-    message = r"learning_rate of the model asks for cloudpickle\.cloudpickle\._make_function, .*: pass custom_objects={'learning_rate'"
+    message = r"learning_rate asks for cloudpickle\.cloudpickle\._make_function, .*: pass custom_objects={'learning_rate'"
     with pytest.raises(NotTrustedError, match=message):
         VanillaPG.load(file, trusted=False)
     # One replacement is enough: the schedules that SB3 makes of it are not read
@@ -189,7 +199,7 @@ def test_what_is_the_scripts_own_is_named_with_the_way_out() -> None:
 def test_a_class_that_is_not_known_is_named() -> None:
     model = VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16)
     model.policy_kwargs["optimizer_kwargs"] = {"foreach": OwnExtractor}
-    with pytest.raises(NotTrustedError, match=r"policy_kwargs of the model asks for .*, which files that are not trusted do not"):
+    with pytest.raises(NotTrustedError, match=r"policy_kwargs asks for .*, which files that are not trusted do not"):
         VanillaPG.load(saved(model), trusted=False)
 
 
@@ -217,18 +227,14 @@ def test_keywords_are_checked_as_ever(tmp_path: Path) -> None:
 def test_models_saved_with_gym_open() -> None:
     """SB3's before version 2 name the spaces of gym."""
     file = saved(A2C("MlpPolicy", "CartPole-v1"))
-    import base64
-    import json
-
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     data = json.loads(members["data"])
     for key in ("observation_space", "action_space"):
         pickled = base64.b64decode(data[key][":serialized:"])
-        pickled = pickled.replace(b"\x8c\x14gymnasium.spaces.box", b"\x8c\x0egym.spaces.box")
-        pickled = pickled.replace(b"\x8c\x19gymnasium.spaces.discrete", b"\x8c\x13gym.spaces.discrete")
-        pickled = pickled.replace(b"numpy._core.numeric", b"numpy.core.numeric").replace(b"\x8c\x13numpy.core", b"\x8c\x12numpy.core")
-        pickled = pickled.replace(b"numpy._core.multiarray", b"numpy.core.multiarray").replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core")
+        for new in (b"gymnasium.spaces.box", b"gymnasium.spaces.discrete", b"numpy._core.numeric", b"numpy._core.multiarray"):
+            old_name = new.replace(b"gymnasium", b"gym").replace(b"_core", b"core")
+            pickled = pickled.replace(bytes([len(new)]) + new, bytes([len(old_name)]) + old_name)
         assert b"gym.spaces" in pickled and b"gymnasium" not in pickled and b"numpy._core" not in pickled
         # Frames count bytes
         data[key][":serialized:"] = base64.b64encode(pickled[:2] + pickled[11:]).decode()

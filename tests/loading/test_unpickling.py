@@ -157,17 +157,20 @@ def test_names_do_not_reach_further(module: str, qualified: str) -> None:
 
 
 INT, DTYPE = b"K\x01", name("numpy", "dtype") + text("f8") + b"\x89\x88\x87R"
+ARRAY = name("numpy._core.numeric", "_frombuffer")
+TANH, BOX_STATE = name("torch.nn.modules.activation", "Tanh"), name("gymnasium.spaces.box", "Box") + b")\x81}"
+MANY = (ARRAY + b"(h\x00h\x01J\x00\x00\x10\x00\x85" + text("C") + b"tR") * (MAX_ARRAYS // 2**20 + 1)
 MISUSED = {
     "call a class": name("torch.optim.adam", "Adam") + b")R.",
     "instance of a class": name("stable_baselines3.common.policies", "ActorCriticPolicy") + b")\x81.",
     "instance with arguments": name("gymnasium.spaces.box", "Box") + INT + b"\x85\x81.",
-    "state of a class": name("torch.nn.modules.activation", "Tanh") + b"}" + text("forward") + INT + b"sb.",
-    "items of a class": name("torch.nn.modules.activation", "Tanh") + text("forward") + INT + b"s.",
-    "append to a class": name("torch.nn.modules.activation", "Tanh") + INT + b"a.",
-    "method in a state": name("gymnasium.spaces.box", "Box") + b")\x81}" + text("sample") + INT + b"sb.",
-    "class of a state": name("gymnasium.spaces.box", "Box") + b")\x81}" + text("__class__") + INT + b"sb.",
+    "state of a class": TANH + b"}" + text("forward") + INT + b"sb.",
+    "items of a class": TANH + text("forward") + INT + b"s.",
+    "append to a class": TANH + INT + b"a.",
+    "method in a state": BOX_STATE + text("sample") + INT + b"sb.",
+    "class of a state": BOX_STATE + text("__class__") + INT + b"sb.",
     "wrong type in a state": name("gymnasium.spaces.dict", "Dict") + b")\x81}" + text("_shape") + text("x") + b"sb.",
-    "class in a state": name("gymnasium.spaces.box", "Box") + b")\x81}" + text("dtype") + name("torch.nn.modules.activation", "Tanh") + b"sb.",
+    "class in a state": BOX_STATE + text("dtype") + TANH + b"sb.",
     "two states": name("stable_baselines3.common.utils", "ConstantSchedule") + b")\x81N}" + text("val") + INT + b"s\x86b.",
     "state of a dictionary": b"}}" + text("update") + INT + b"sb.",
     "schedule of a class": name("stable_baselines3.common.utils", "FloatSchedule") + b")\x81}" + text("value_schedule")
@@ -177,8 +180,8 @@ MISUSED = {
     "objects": name("numpy", "dtype") + text("O8") + b"\x89\x88\x87R.",
     "a type with fields": name("numpy", "dtype") + text("f8,i4") + b"\x89\x88\x87R.",
     "metadata of a type": DTYPE + b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}tb.",
-    "array of another size": name("numpy._core.numeric", "_frombuffer") + b"C\x04abcd" + DTYPE + INT + b"\x85" + text("C") + b"(tR.",
-    "negative shape": name("numpy._core.numeric", "_frombuffer") + b"(C\x08abcdefgh" + DTYPE + b"J\xff\xff\xff\xff\x85" + text("C") + b"tR.",
+    "array of another size": ARRAY + b"C\x04abcd" + DTYPE + INT + b"\x85" + text("C") + b"(tR.",
+    "negative shape": ARRAY + b"(C\x08abcdefgh" + DTYPE + b"J\xff\xff\xff\xff\x85" + text("C") + b"tR.",
     "another bit generator": name("numpy.random._pickle", "__bit_generator_ctor") + text("MT19937") + b"\x85R.",
     "another array class": name("numpy._core.multiarray", "_reconstruct") + name("numpy", "dtype") + b"K\x00\x85C\x01b\x87R.",
     "persistent id": text("x") + b"Q.",
@@ -196,8 +199,9 @@ MISUSED = {
     "deep": b"]" * 200 + b"a" * 199 + b".",
     "laughs": b"(]\x94" + b"".join(b"](h%ch%ce\x94" % (i, i) for i in range(40)) + b"t.",
     "fifty million": b"C\x01a\x94" + b"0h\x00" * 2_100_000 + b".",
-    "one array many times": b"\x8e" + (2**20).to_bytes(8, "little") + bytes(2**20) + b"\x940" + name("numpy", "dtype") + text("b1")
-    + b"\x89\x88\x87R\x940](" + (name("numpy._core.numeric", "_frombuffer") + b"(h\x00h\x01J\x00\x00\x10\x00\x85" + text("C") + b"tR") * (MAX_ARRAYS // 2**20 + 1) + b"e.",
+    "one array many times": b"\x8e" + (2**20).to_bytes(8, "little") + bytes(2**20) + b"\x940"
+    + name("numpy", "dtype") + text("b1")
+    + b"\x89\x88\x87R\x940](" + MANY + b"e.",
 }  # fmt: skip
 
 
@@ -212,7 +216,7 @@ def test_what_misuse_looks_like_when_it_is_right() -> None:
     """The cases above fail for their own reason: with it mended, they are read."""
     right = {
         "wrong type in a state": name("gymnasium.spaces.dict", "Dict") + b")\x81}" + text("_shape") + b")sb.",
-        "array of another size": name("numpy._core.numeric", "_frombuffer") + b"(C\x08abcdefgh" + DTYPE + INT + b"\x85" + text("C") + b"tR.",
+        "array of another size": ARRAY + b"(C\x08abcdefgh" + DTYPE + INT + b"\x85" + text("C") + b"tR.",
         "metadata of a type": DTYPE + b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb.",
         "state of a schedule": name("stable_baselines3.common.utils", "ConstantSchedule") + b")\x81}" + text("val") + INT + b"sb.",
         "deep": b"]" * 20 + b"a" * 19 + b".",
