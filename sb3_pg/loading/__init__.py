@@ -4,7 +4,7 @@ What is promised, and what is not, is said in SECURITY.md.
 """
 
 from sb3_pg.loading.errors import NotTrustedError
-from sb3_pg.loading.files import load_vec_normalize, parse_normalize, read_pickle, read_settings
+from sb3_pg.loading.files import load_vec_normalize, parse_normalize, read_pickle, read_settings, settings_loader
 from sb3_pg.loading.models import load_model, read_model, set_up
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "read_pickle",
     "read_settings",
     "set_up",
+    "settings_loader",
 ]

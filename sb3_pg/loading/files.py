@@ -69,39 +69,38 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     :raises NotTrustedError: naming what the file asks for and does not get
     :raises ValueError: if it is damaged or larger than ``MAX_SETTINGS``
     """
+    import yaml
+
     contents = _read(Path(path), MAX_SETTINGS)
     with reading(path):
-        settings = parse_settings(contents)
+        settings = yaml.load(contents, settings_loader())
+        check_data(settings)
         if not isinstance(settings, dict):
             raise ValueError("it has no names")
         return settings
 
 
-def parse_settings(stream: Any) -> Any:
-    """Data in YAML, with the two tags for Python's containers that rl-zoo3 writes.
+def settings_loader() -> Any:
+    """A loader of PyYAML's for plain data, with the two tags of Python's containers that rl-zoo3 writes.
 
-    :param stream: text, bytes or file
-    :return: plain data
-    :raises NotTrustedError: naming the tag of another Python object
+    :return: a class, which raises ``NotTrustedError`` at the tag of any other Python object
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+    class SettingsLoader(yaml.SafeLoader):  # type: ignore[misc]
         pass
 
     def ordered_dict(loader: Any, node: Any) -> dict[Any, Any]:
-        arguments = loader.construct_sequence(node, deep=True)
-        return dict(*arguments)
+        return dict(*loader.construct_sequence(node, deep=True))
 
     def refuse(loader: Any, tag: str, node: Any) -> None:
         raise NotTrustedError(f"it asks for Python's {tag[:100]!r}, which files that are not trusted do not get")
 
-    Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ordered_dict)
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, True)))
-    Loader.add_multi_constructor("tag:yaml.org,2002:python/", refuse)
-    settings = yaml.load(stream, Loader)
-    check_data(settings)
-    return settings
+    tag = "tag:yaml.org,2002:python/"
+    SettingsLoader.add_constructor(f"{tag}object/apply:collections.OrderedDict", ordered_dict)
+    SettingsLoader.add_constructor(f"{tag}tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True)))
+    SettingsLoader.add_multi_constructor(tag, refuse)
+    return SettingsLoader
 
 
 def parse_normalize(text: str) -> dict[str, Any]:
