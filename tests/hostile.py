@@ -101,8 +101,10 @@ def instructions(pickled: bytes) -> list[bytes]:
 def fuzz(pickled: bytes, rng: random.Random) -> bytes:
     """A pickle with instructions dropped, doubled, exchanged, or put between."""
     parts = instructions(pickled)
-    foreign = [name("os", "system"), b"cbuiltins\neval\n", b"\x82\x01", b"Q", b"R", b"b", b"\x81", b"\x92", b"o", b"0", b"2",
-               b"(", b"t", b"e", b"u", b"d", b"l", b"}", b"]", b")", b"\x85", b"\x86", b"N", b"\x93", b"h\x00", b"h\x05", b"h\x10",
+    foreign = [name("os", "system"), b"cbuiltins\neval\n", b"\x82\x01", b"Q", b"R",
+               b"b", b"\x81", b"\x92", b"o", b"0", b"2",
+               b"(", b"t", b"e", b"u", b"d", b"l", b"}", b"]", b")", b"\x85", b"\x86", b"N", b"\x93", b"h\x00",
+               b"h\x05", b"h\x10",
                b"\x94", b"\x97", b"\x98", b"1", text("__class__"), text("__reduce__")]  # fmt: skip
     for _ in range(rng.randint(1, 6)):
         i, j = rng.randrange(1, len(parts)), rng.randrange(1, len(parts))

@@ -218,7 +218,8 @@ def test_what_misuse_looks_like_when_it_is_right() -> None:
         "wrong type in a state": name("gymnasium.spaces.dict", "Dict") + b")\x81}" + text("_shape") + b")sb.",
         "array of another size": ARRAY + b"(C\x08abcdefgh" + DTYPE + INT + b"\x85" + text("C") + b"tR.",
         "metadata of a type": DTYPE + b"(K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb.",
-        "state of a schedule": name("stable_baselines3.common.utils", "ConstantSchedule") + b")\x81}" + text("val") + INT + b"sb.",
+        "state of a schedule": name("stable_baselines3.common.utils", "ConstantSchedule")
+        + b")\x81}" + text("val") + INT + b"sb.",
         "deep": b"]" * 20 + b"a" * 19 + b".",
         "laughs": b"(]\x94" + b"".join(b"](h%ch%ce\x94" % (i, i) for i in range(10)) + b"t.",
     }  # fmt: skip
