@@ -24,7 +24,7 @@ ARGUMENTS = {
 PRINTS = {"05": "Saving to logs/vpg", "07": (r"largest error of the mean ([\d.]+)", 0.05), "08": (r"f\(mean\) = (\d+)", 5.0)}
 SNIPPETS = [
     (f"{path.stem} {i}", snippet)
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
 ]
 
