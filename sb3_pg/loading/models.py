@@ -67,7 +67,8 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("observation_space", "action_space"), spaces.Space),
     **dict.fromkeys(("policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs"), dict),
     **dict.fromkeys(_NUMBERS, _NUMBER),
-    **dict.fromkeys(("use_sde", "_paces_logs"), (bool, np.bool_)),
+    **dict.fromkeys(("use_sde", "_paces_logs", "normalize_targets"), (bool, np.bool_)),
+    "target_moments": (list, tuple),
 }
 
 
