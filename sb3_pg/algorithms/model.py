@@ -1,6 +1,7 @@
 """A policy with its optimizers, as SB3's users build, save, load, ask and train it. What it learns is not said here."""
 
 import io
+from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
+from sb3_pg.loading import read_model, set_up
 from sb3_pg.policies import (
     MaskableRecurrentActorCriticPolicy,
     MaskableRecurrentMultiInputActorCriticPolicy,
@@ -213,6 +215,8 @@ class Model(RolloutAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        *,
+        trusted: bool = True,
         **kwargs: Any,
     ) -> SelfModel:
         """Load a model that :meth:`save` has written.
@@ -223,12 +227,21 @@ class Model(RolloutAlgorithm):
         :param custom_objects: what to take in the place of saved objects that cannot be read, by name
         :param print_system_info: print the system the model was saved on, and this one
         :param force_reset: begin the next ``learn`` with a reset of the environment
+        :param trusted: False for a file that may come from anybody: no code of it is run, and it opens if it holds what SB3,
+            sb3-contrib, Gymnasium, torch and this package have of their own. True runs any code that the file may hold
         :param kwargs: arguments of the constructor, or attributes of the saved model such as ``n_envs``, to change
         :return: the model
         :raises TypeError: if a keyword is none of these
+        :raises ValueError: for a file that is not trusted: naming what it asks for and does not get, or if it is damaged
         """
-        check_load_keywords(cls, path, set(kwargs))
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if trusted:
+            check_load_keywords(cls, path, set(kwargs))
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        archive, objects = read_model(cls, path, custom_objects)
+        check_load_keywords(cls, archive, set(kwargs))
+        load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
+        model: SelfModel = set_up(path, load)
+        return model
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_policy_parameters"]

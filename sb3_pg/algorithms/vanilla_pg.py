@@ -78,7 +78,7 @@ class VanillaPG(PolicyGradient):
         ent_coef: float | Schedule = 0.0,
         max_grad_norm: float | None = 0.5,
         critic_learning_rate: float | Schedule | None = None,
-        n_critic_updates: int = 5,
+        n_critic_updates: int = 1,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,

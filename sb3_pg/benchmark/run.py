@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sb3_pg.benchmark import BUDGETS
+from sb3_pg.loading import read_settings
 from sb3_pg.zoo import ALGORITHMS, hyperparams_file, register
 
 EVAL_EPISODES = 10
@@ -70,9 +71,7 @@ class Run(NamedTuple):
             raise ValueError(
                 f"{path.parent} was trained for {n_timesteps} steps, not {self.n_timesteps}: use another --folder."
             )
-        # rl-zoo3 writes an OrderedDict, a tag only the full loader knows
-        used = yaml.unsafe_load((path.parent / self.env_name / "config.yml").read_text())
-        if dict(used) != read_entry(self.algo, self.env_id):
+        if read_settings(path.parent / self.env_name / "config.yml") != read_entry(self.algo, self.env_id):
             raise ValueError(f"{path.parent} was trained with other hyperparameters than the file has now: move it away.")
         return True
 

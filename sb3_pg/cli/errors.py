@@ -6,6 +6,8 @@ import re
 import sys
 import traceback
 
+from sb3_pg.loading import NotTrustedError
+
 _LOADING = ("enjoy", "record_video", "estimators")
 # Hyperparameters of A2C and PPO, and what there is in their place
 _ELSEWHERE = {
@@ -26,6 +28,8 @@ def explain(error: Exception, command: str) -> str:
     :return: the line
     """
     message = " ".join(str(error).split())
+    if isinstance(error, NotTrustedError):
+        return f"{error.reason}. If you know where it comes from, --trust runs whatever it holds."
     # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")

@@ -2,15 +2,15 @@
 
 import argparse
 import importlib
-import pickle
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from sb3_pg.cli.runs import import_packages, read_args
+from sb3_pg.cli.runs import check_packages, import_packages, read_args
+from sb3_pg.cli.trust import distrusting
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="device of the networks")
     parser.add_argument("--gym-packages", nargs="+", help="packages to import that register environments, if not the run's")
     parser.add_argument("--output", type=Path, default=Path("estimators"), help="name of the CSV file and the figure")
+    parser.add_argument("--trust", action="store_true", help="run whatever code the files of the run or the model may hold")
     arguments = parser.parse_args(argv)
 
     from rich.console import Console
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from sb3_pg.diagnostics import gradient_diagnostics, recommend
 
-    model, env = load_agent(arguments)
+    with nullcontext() if arguments.trust else distrusting("estimators"):
+        model, env = load_agent(arguments)
     with Progress() as progress:
         task = progress.add_task("episodes", total=None)
         table = gradient_diagnostics(
@@ -68,7 +70,7 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from huggingface_sb3 import EnvironmentName
     from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
     from stable_baselines3.common.utils import set_random_seed
-    from stable_baselines3.common.vec_env import unwrap_vec_normalize
+    from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
     from sb3_pg.zoo import register
 
@@ -89,14 +91,17 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
     model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
     set_random_seed(arguments.seed)
     folder = Path(log_path) / env_name
+    args = read_args(folder, arguments.trust)
     if not arguments.gym_packages:
-        import_packages(read_args(folder).get("gym_packages") or [])
+        packages = args.get("gym_packages") or []
+        if not arguments.trust:
+            check_packages(packages, Path(log_path))
+        import_packages(packages)
     hyperparams, stats_path = get_saved_hyperparams(str(folder), test_mode=True)
     if stats_path is None:
         print(f"{folder} is missing: playing without the wrappers and the VecNormalize of the training.")
     env_kwargs = hyperparams.pop("env_kwargs", {})
-    if (folder / "args.yml").is_file():
-        env_kwargs = yaml.load((folder / "args.yml").read_text(), yaml.UnsafeLoader)["env_kwargs"] or env_kwargs
+    env_kwargs = args.get("env_kwargs") or env_kwargs
     env = create_test_env(
         env_name.gym_id,
         n_envs=arguments.n_envs,
@@ -108,7 +113,7 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
     )
     normalize = unwrap_vec_normalize(env)
     if normalize is not None:  # the critic knows the rewards as they were in training
-        normalize.norm_reward = pickle.loads((folder / "vecnormalize.pkl").read_bytes()).norm_reward
+        normalize.norm_reward = VecNormalize.load(str(folder / "vecnormalize.pkl"), normalize.venv).norm_reward
     return model, env
 
 

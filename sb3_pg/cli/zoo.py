@@ -4,11 +4,12 @@ import argparse
 import importlib
 import runpy
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
-from sb3_pg.cli.runs import import_packages, read_args
+from sb3_pg.cli.runs import check_packages, import_packages, read_args
+from sb3_pg.cli.trust import distrusting, take_trust
 from sb3_pg.cli.vec_env import take_vec_env, training_in
 from sb3_pg.zoo import act_in_test_envs, pass_env_kwargs_of_file, register
 
@@ -24,6 +25,7 @@ def run(command: str, arguments: list[str]) -> None:
     :param arguments: its options
     :raises ValueError: if rl-zoo3 would train with other hyperparameters than the options ask for
     """
+    trusted, arguments = take_trust(arguments)
     _refuse_ignored_options(arguments)
     vec_env, arguments = take_vec_env(arguments) if command == "train" else (None, arguments)
     register()
@@ -34,7 +36,7 @@ def run(command: str, arguments: list[str]) -> None:
         arguments = ["-f", "logs", *arguments]
     with suppress(argparse.ArgumentError):  # left to rl-zoo3, which says how its command is used
         if command in _FOR_AGENTS:
-            arguments = _import_packages(command, arguments)
+            arguments = _import_packages(command, arguments, trusted)
         if command in _PLOTTING:
             check_plot(command, arguments)
         if command == "plot_train":
@@ -44,16 +46,17 @@ def run(command: str, arguments: list[str]) -> None:
         act_in_test_envs()
     if command == "record_video":
         pass_env_kwargs_of_file()
-        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
-        return
-    module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
-    with training_in(vec_env):
-        getattr(module, command)()
+    with training_in(vec_env), nullcontext() if trusted else distrusting(command):
+        if command == "record_video":
+            runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+        else:
+            module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
+            getattr(module, command)()
     if command in _PLOTTING:
         _save_figures(command)
 
 
-def _import_packages(command: str, arguments: list[str]) -> list[str]:
+def _import_packages(command: str, arguments: list[str], trusted: bool) -> list[str]:
     """Have the packages imported that register the environment: those named, or those the run was trained with.
 
     :return: the arguments, as rl-zoo3's command takes them
@@ -82,7 +85,9 @@ def _import_packages(command: str, arguments: list[str]) -> list[str]:
         run = folder / f"{env_name}_{exp_id}" if exp_id > 0 else folder
     names = packages.gym_packages
     if names is None:
-        names = read_args(run / env_name).get("gym_packages") or []
+        names = read_args(run / env_name, trusted).get("gym_packages") or []
+        if not trusted:
+            check_packages(names, run)
         import_packages(names)
         if command != "train" and run.is_dir() and env_name.gym_id not in gym.registry:
             raise ValueError(f"{env_name.gym_id} is not registered: name the package that does it with --gym-packages.")

@@ -123,7 +123,7 @@ def test_vec_normalize_in_subprocesses(tmp_path: Path) -> None:
     assert "Mean reward" in sb3_pg(tmp_path, "enjoy --algo vpg --env Pendulum-v1 --no-render -n 200")
     # The critic was fitted to normalised rewards: on others it would be no baseline at all
     arguments = argparse.Namespace(algo="vpg", env="Pendulum-v1", folder=str(tmp_path / "logs"), exp_id=0, load_best=False,
-                                   model=None, n_envs=2, seed=0, device="cpu", gym_packages=[])  # fmt: skip
+                                   model=None, n_envs=2, seed=0, device="cpu", gym_packages=[], trust=True)  # fmt: skip
     model, env = load_agent(arguments)
     with closing(env):
         assert env.norm_reward and not env.training and env.ret_rms.count > 100

@@ -58,20 +58,22 @@ def test_packages_that_are_not_there(trained: Path, tmp_path: Path) -> None:
 
 def test_args_are_read_and_nothing_is_made(trained: Path, tmp_path: Path) -> None:
     settings = trained / "logs/vpg/Toy-v0_1/Toy-v0"
-    args = read_args(settings)
+    args = read_args(settings, trusted=False)
     assert args == dict(yaml.unsafe_load((settings / "args.yml").read_text())) and args["gym_packages"] == ["toy_env"]
-    assert read_args(tmp_path) == {}
-    evil = "a: 1\nb: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [touched]]\n"
-    (tmp_path / "args.yml").write_text(evil.replace("touched", str(tmp_path / "touched")))
-    assert read_args(tmp_path) == {"a": 1, "b": None}
+    assert read_args(tmp_path, trusted=False) == {}
+    (tmp_path / "args.yml").write_text(f"a: 1\nb: !!python/object/apply:os.mkdir ['{tmp_path / 'touched'}']\n")
+    with pytest.raises(ValueError, match="it asks for Python's"):
+        read_args(tmp_path, trusted=False)
     assert not (tmp_path / "touched").exists()
+    read_args(tmp_path, trusted=True)
+    assert (tmp_path / "touched").exists()
 
 
 def test_training_in_vector_environments(tmp_path: Path) -> None:
     common = "-n 2000 --eval-freq 1000 -params n_envs:16 n_steps:16"
     sb3_pg(tmp_path, f"train --env CartPole-v1 --vec-env gymnasium {common}")
     run = tmp_path / "logs/vpg/CartPole-v1_1"
-    assert read_args(run / "CartPole-v1")["vec_env"] == "gymnasium"
+    assert read_args(run / "CartPole-v1", trusted=False)["vec_env"] == "gymnasium"
     assert len((run / "0.monitor.csv").read_text().splitlines()) > 20 and (run / "evaluations.npz").is_file()
     sb3_pg(tmp_path, f"train --env Pendulum-v1 --vec-env gymnasium {common}")
     assert (tmp_path / "logs/vpg/Pendulum-v1_1/15.monitor.csv").is_file()
