@@ -8,13 +8,14 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common import env_util
+from stable_baselines3.common import callbacks, env_util
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_pg.algorithms.natural_pg import NaturalPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
 from sb3_pg.algorithms.vanilla_pg import VanillaPG
+from sb3_pg.checkpoints import CheckpointCallback
 from sb3_pg.evaluation import EvalCallback, act_in, acting_in
 from sb3_pg.rollouts.monitor import EpisodeMonitor
 
@@ -62,6 +63,7 @@ def register() -> None:
     HYPERPARAMS_SAMPLER.update({"vpg": sample_vpg_params, "reinforce": sample_reinforce_params, "npg": sample_npg_params})
     HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
     _extend(ExperimentManager)
+    _keep_runs(ExperimentManager)
 
 
 def _extend(manager: Any) -> None:
@@ -132,6 +134,39 @@ def _extend(manager: Any) -> None:
     manager.create_envs, manager.objective = _create_envs, _objective
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
     manager.read_hyperparameters, manager._preprocess_hyperparams = _read_hyperparameters, _preprocess_hyperparams
+
+
+def _keep_runs(manager: Any) -> None:
+    """Have rl-zoo3's ExperimentManager write checkpoints that resume, and never two runs into one folder."""
+    from rl_zoo3.utils import get_latest_run_id
+
+    create_callbacks, create_log_folder = manager.create_callbacks, manager.create_log_folder
+
+    @wraps(create_callbacks)
+    def _create_callbacks(self: Any) -> None:
+        save_freq = self.save_freq
+        create_callbacks(self)
+        if self.algo in ALGORITHMS:
+            self.callbacks = [
+                CheckpointCallback(save_freq, self.save_path) if type(x) is callbacks.CheckpointCallback else x
+                for x in self.callbacks
+            ]
+
+    @wraps(create_log_folder)
+    def _create_log_folder(self: Any) -> None:
+        # Another run may have begun since the number was chosen
+        Path(self.log_path).mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                Path(self.save_path).mkdir()
+                break
+            except FileExistsError:
+                number = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = str(Path(self.log_path) / f"{self.env_name}_{number}")
+                self.params_path = f"{self.save_path}/{self.env_name}"
+        create_log_folder(self)
+
+    manager.create_callbacks, manager.create_log_folder = _create_callbacks, _create_log_folder
 
 
 def pass_env_kwargs_of_file() -> None:

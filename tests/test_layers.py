@@ -9,12 +9,12 @@ import sb3_pg
 PACKAGE = Path(sb3_pg.__file__).parent
 # A part of the package may import those of its own line and of the lines above it
 LAYERS = [
-    {"estimators", "losses", "distributed", "finite", "evaluation", "loading", "vec_env"},
+    {"estimators", "losses", "distributed", "finite", "evaluation", "loading", "saving", "vec_env"},
     {"policies"},
     {"rollouts"},
     {"algorithms"},
     {""},  # sb3_pg itself, which gives the algorithms their public names
-    {"diagnostics", "zoo"},
+    {"checkpoints", "diagnostics", "zoo"},
     {"benchmark"},
     {"cli"},
     {"__main__", "buffers"},  # for the world outside

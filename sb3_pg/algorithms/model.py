@@ -1,6 +1,7 @@
 """A policy with its optimizers, as SB3's users build, save, load, ask and train it. What it learns is not said here."""
 
 import io
+from collections.abc import Iterable
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -23,7 +24,7 @@ from sb3_contrib.common.recurrent.policies import (
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
@@ -37,6 +38,7 @@ from sb3_pg.policies import (
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
+from sb3_pg.saving import NORMALIZER, add_member, normalize_as, normalizer_state, read_member, set_statistics, write_model
 from sb3_pg.vec_env import GymnasiumVecEnv
 
 SelfModel = TypeVar("SelfModel", bound="Model")
@@ -64,7 +66,12 @@ class Model(RolloutAlgorithm):
     critic_optimizer: th.optim.Optimizer
     #: Running mean square of the critic's targets, with decaying weights, and the sum of the weights
     target_moments: tuple[float, float]
-    _paces_logs = False
+    # Statistics that were saved with the model, until there are environments for them
+    _saved_normalizer: dict[str, Any] | None = None
+    # Of the last learn, and the rollouts since its beginning
+    _log_interval: int | None = 0
+    _tb_log_name = ""
+    _n_rollouts = 0
     #: Those the optimizers know of, by name
     _policy_parameters: dict[str, th.nn.Parameter]
 
@@ -236,15 +243,59 @@ class Model(RolloutAlgorithm):
         """
         if trusted:
             check_load_keywords(cls, path, set(kwargs))
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        archive, objects = read_model(cls, path, custom_objects)
-        check_load_keywords(cls, archive, set(kwargs))
-        load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
-        model: SelfModel = set_up(path, load)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        else:
+            archive, objects = read_model(cls, path, custom_objects)
+            check_load_keywords(cls, archive, set(kwargs))
+            load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
+            model = set_up(path, load)
+        model._saved_normalizer = state = read_member(path, NORMALIZER)
+        model._normalize()
+        normalize = None if acted_in() is None else unwrap_vec_normalize(acted_in())  # type: ignore[arg-type]
+        if state is not None and normalize is not None:
+            set_statistics(normalize, state)
         return model
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Set the environment to learn from.
+
+        A model that was saved with ``VecNormalize``, and has had no environment since, has its statistics put around this one,
+        or into its ``VecNormalize`` if that has seen nothing yet.
+
+        :param env: the environment, of the same spaces and number as before
+        :param force_reset: begin the next ``learn`` with a reset
+        """
+        super().set_env(env, force_reset)
+        self._normalize()
+
+    def _normalize(self) -> None:
+        if self.env is None or self._saved_normalizer is None:
+            return
+        state, self._saved_normalizer = self._saved_normalizer, None
+        super().set_env(normalize_as(self.env, state), force_reset=False)
+
+    def save(
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Save the model, its optimizers and the statistics of ``VecNormalize``, if it learns from such environments.
+
+        The file is written to its end or not at all: one that was there before stays until then.
+
+        :param path: file, with or without ``.zip``, or a file-like object
+        :param exclude: attributes to leave out
+        :param include: attributes to save that are left out usually
+        """
+        write_model(path, self._to_archive(exclude, include))
+
+    def _to_archive(self, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> io.BytesIO:
+        archive = io.BytesIO()
+        super().save(archive, exclude, include)
+        if self._vec_normalize_env is not None:
+            add_member(archive, NORMALIZER, normalizer_state(self._vec_normalize_env))
+        return archive
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_policy_parameters"]
+        return [*super()._excluded_save_params(), "_policy_parameters", "_saved_normalizer", "_callback"]
 
     # Acting and training
 
@@ -307,13 +358,13 @@ class Model(RolloutAlgorithm):
             left out
         """
         self._check_env()
-        self._paces_logs = log_interval == 0
+        self._log_interval, self._n_rollouts, self._tb_log_name = log_interval, 0, tb_log_name or type(self).__name__
         self._next_log = self.LOG_STEPS + (0 if reset_num_timesteps else self.num_timesteps)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
-            log_interval=1 if log_interval == 0 else log_interval,  # type: ignore[arg-type]
-            tb_log_name=tb_log_name or type(self).__name__,
+            log_interval=1,  # dump_logs tells which rollouts are logged
+            tb_log_name=self._tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
@@ -323,8 +374,13 @@ class Model(RolloutAlgorithm):
 
         :param iteration: number of the rollout, from 1; 0 where someone else than ``learn`` wants a log
         """
-        if iteration > 0 and self._paces_logs:
-            if self.num_timesteps < self._next_log:
+        if iteration > 0:
+            self._n_rollouts += 1
+            iteration = self._n_rollouts
+            if self._log_interval == 0:
+                if self.num_timesteps < self._next_log:
+                    return
+                self._next_log = self.num_timesteps + self.LOG_STEPS
+            elif self._log_interval is None or iteration % self._log_interval:
                 return
-            self._next_log = self.num_timesteps + self.LOG_STEPS
         super().dump_logs(iteration)

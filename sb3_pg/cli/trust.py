@@ -16,6 +16,7 @@ import gymnasium as gym
 import yaml
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
+from sb3_pg.algorithms.model import Model
 from sb3_pg.loading import (
     NotTrustedError,
     load_model,
@@ -85,6 +86,8 @@ def _distrustful(algorithm: type[Any]) -> type[Any]:
         # rl-zoo3 goes on with what lies beside the agent
         if hasattr(algorithm, "load_replay_buffer") and Path(path).with_name("replay_buffer.pkl").exists():
             raise NotTrustedError(f"{Path(path).with_name('replay_buffer.pkl')} is read by pickle, which runs what it holds")
+        if issubclass(algorithm, Model):
+            return algorithm.load(path, trusted=False, **kwargs)
         return load_model(algorithm, path, **kwargs)
 
     attributes = {"__new__": new, "load": classmethod(load), "__module__": algorithm.__module__, "__doc__": algorithm.__doc__}

@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
+from sb3_pg.cli.resume import resuming, take_resume
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting, take_trust
 from sb3_pg.cli.vec_env import take_vec_env, training_in
@@ -27,8 +28,16 @@ def run(command: str, arguments: list[str]) -> None:
     """
     trusted, arguments = take_trust(arguments)
     _refuse_ignored_options(arguments)
-    vec_env, arguments = take_vec_env(arguments) if command == "train" else (None, arguments)
     register()
+    resumed, arguments = take_resume(arguments) if command == "train" else (None, arguments)
+    with resuming(resumed, arguments, trusted) as arguments:
+        _run(command, arguments, trusted)
+    if command in _PLOTTING:
+        _save_figures(command)
+
+
+def _run(command: str, arguments: list[str], trusted: bool) -> None:
+    vec_env, arguments = take_vec_env(arguments) if command == "train" else (None, arguments)
     # Where rl-zoo3 has other defaults: PPO, and its collection of trained agents, which has none of ours. Later options win
     if command in _FOR_AGENTS:
         arguments = ["--algo", "vpg", *arguments]
@@ -52,8 +61,6 @@ def run(command: str, arguments: list[str]) -> None:
         else:
             module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
             getattr(module, command)()
-    if command in _PLOTTING:
-        _save_figures(command)
 
 
 def _import_packages(command: str, arguments: list[str], trusted: bool) -> list[str]:

@@ -27,7 +27,7 @@ from sb3_pg.loading.unpickling import MAX_DATA, NotAllowedError, check_data, loa
 
 #: Bytes of the largest archive that is read, packed or unpacked
 MAX_ARCHIVE = 2**30
-_MEMBERS = r"data|_stable_baselines3_version|system_info\.txt|[A-Za-z]\w*(\.[A-Za-z]\w*)*\.pth"
+_MEMBERS = r"vec_normalize\.pt|training\.pt|data|_stable_baselines3_version|system_info\.txt|[A-Za-z]\w*(\.[A-Za-z]\w*)*\.pth"
 #: Tensors of SB3's algorithms that belong to no network
 _VARIABLES = {"log_ent_coef", "ent_coef_tensor"}
 # Made anew from the arguments whenever a model is set up
@@ -61,13 +61,13 @@ _NUMBERS = (
         "sde_sample_freq",
     ),
     *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_current_progress_remaining", "_n_updates", "_n_calls"),
-    *("_episode_num", "_stats_window_size", "_next_log", "start_time"),
+    *("_episode_num", "_stats_window_size", "_next_log", "_n_rollouts", "_log_interval", "start_time"),
 )
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("observation_space", "action_space"), spaces.Space),
     **dict.fromkeys(("policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs"), dict),
     **dict.fromkeys(_NUMBERS, _NUMBER),
-    **dict.fromkeys(("use_sde", "_paces_logs", "normalize_targets"), (bool, np.bool_)),
+    **dict.fromkeys(("use_sde", "normalize_targets"), (bool, np.bool_)),
     "target_moments": (list, tuple),
 }
 

@@ -42,6 +42,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
     #: Steps since the start of the episode in progress, ``(n_envs,)``
     _episode_timesteps: np.ndarray
     _kind: PolicyKind | None = None
+    #: All callbacks of the rollout
+    _callback: BaseCallback | None = None
     #: Where the last rollout has left the environments; None if they have been reset since, or never played in
     _left: "Footprint | str | None" = None
 
@@ -106,6 +108,9 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         :raises RuntimeError: if no episode ends within ``MAX_EPISODE_STEPS`` where whole ones are collected
         :raises ValueError: if a reward or an observation is not finite
         """
+        self._callback = callback
+        # First of all: it may change whatever a rollout begins with
+        callback.on_rollout_start()
         assert self._last_obs is not None, "No previous observation was provided"
         self._find_environments(env)
         # Switch to eval mode (this affects batch norm / dropout)
@@ -131,9 +136,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         n_steps = 0
         collecting = True
 
-        callback.on_rollout_start()
         self.kind.divide(self._last_obs)
-        # After the callback, which may change the policy. SB3's buffers take values and log-probabilities step by step
+        # SB3's buffers take values and log-probabilities step by step
         kind = self.kind
         sample = kind.make_sampler(env, through_forward=not own_buffer)
         # The first of the steps that the policy has played as it is, and what it is

@@ -40,9 +40,15 @@ class EpisodeMonitor(Monitor[Any, Any]):
         :param kwargs: of the environment's reset
         :return: the first observation, and information
         """
-        abandoned = 0
-        if not self.needs_reset:
-            abandoned = len(self.rewards) + self.current_reset_info.get("abandoned", 0)
+        abandoned = self.count_abandoned()
         result = super().reset(**kwargs)
-        self.current_reset_info["abandoned"] = abandoned  # what Monitor adds to the next row
+        self.note_abandoned(abandoned)
         return result
+
+    def count_abandoned(self) -> int:
+        """Steps since the last row of the file that a reset would give up now."""
+        return 0 if self.needs_reset else len(self.rewards) + self.current_reset_info.get("abandoned", 0)
+
+    def note_abandoned(self, n_steps: int) -> None:
+        """Have the next row say that so many steps were given up before its episode."""
+        self.current_reset_info["abandoned"] = n_steps  # which Monitor adds to the row

@@ -1,12 +1,18 @@
 """Agents whose environment is registered by a package and made with arguments: what the run's folder knows of them."""
 
+import argparse
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch as th
 import yaml
 from helpers import finish, sb3_pg
 
+from sb3_pg import NaturalPG
 from sb3_pg.cli.runs import read_args
+from sb3_pg.zoo import register
 
 
 @pytest.fixture(scope="module")
@@ -77,5 +83,43 @@ def test_training_in_vector_environments(tmp_path: Path) -> None:
     assert len((run / "0.monitor.csv").read_text().splitlines()) > 20 and (run / "evaluations.npz").is_file()
     sb3_pg(tmp_path, f"train --env Pendulum-v1 --vec-env gymnasium {common}")
     assert (tmp_path / "logs/vpg/Pendulum-v1_1/15.monitor.csv").is_file()
-    code, _, err = finish(tmp_path, "train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7")
+    code, _, err = finish(
+        tmp_path, *"train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7".split()
+    )
     assert code == 1 and err.splitlines()[-1].startswith("sb3-pg train: error:") and "EnvPool" in err.splitlines()[-1]
+
+
+def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
+    options = "--algo npg --env Pendulum-v1 -n 1500 --save-freq 300 --eval-freq 500 --seed 4"
+    options += " -params n_envs:2 n_steps:64 normalize:True"
+    sb3_pg(tmp_path, f"train {options} -f whole")
+    sb3_pg(tmp_path, f"train {options} -f killed")
+    whole, killed = (tmp_path / folder / "npg/Pendulum-v1_1" for folder in ("whole", "killed"))
+    steps = sorted(int(re.findall(r"\d+", path.name)[0]) for path in whole.glob("rl_model_*"))
+    for n in steps[1:]:  # as if it had been killed before the second checkpoint
+        (killed / f"rl_model_{n}_steps.zip").unlink()
+    (killed / "Pendulum-v1.zip").unlink()
+    sb3_pg(tmp_path, f"train --resume {killed}")
+    assert [path.name for path in killed.parent.iterdir()] == ["Pendulum-v1_1"]
+    th.testing.assert_close(*(NaturalPG.load(run / "Pendulum-v1").get_parameters() for run in (whole, killed)), rtol=0, atol=0)
+    evaluations = [dict(np.load(run / "evaluations.npz")) for run in (whole, killed)]
+    assert all(np.array_equal(evaluations[0][key], evaluations[1][key]) for key in evaluations[0])
+    for name in ("0.monitor.csv", "1.monitor.csv"):
+        rows = [[line.split(",")[i] for i in (0, 1, 3)] for run in (whole, killed)
+                for line in (run / name).read_text().splitlines()[1:]]  # fmt: skip
+        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :] and len(rows) > 4
+    assert "Mean reward" in sb3_pg(
+        tmp_path, f"enjoy --algo npg --env Pendulum-v1 -f whole --no-render -n 201 --load-checkpoint {steps[0]}"
+    )
+    code, _, err = finish(tmp_path, "train", "--resume", "nowhere")
+    assert code == 1 and "nowhere has no checkpoint to go on from" in err
+
+
+def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path) -> None:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    register()
+    managers = [ExperimentManager(argparse.Namespace(), "vpg", "CartPole-v1", str(tmp_path), n_timesteps=10) for _ in range(3)]
+    for manager in managers:
+        manager.create_log_folder()
+    assert len({manager.save_path for manager in managers}) == 3 == len(list((tmp_path / "vpg").iterdir()))

@@ -1,0 +1,112 @@
+"""``sb3-pg train --resume FOLDER``: go on with a run, with the options it was trained with."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partialmethod, wraps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from sb3_pg import zoo
+from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
+from sb3_pg.cli.runs import read_args
+from sb3_pg.loading import read_settings
+from sb3_pg.rollouts.monitor import EpisodeMonitor
+
+# Options of a run that a resumed one has as well, by what they are called in args.yml
+_OPTIONS = (
+    *(
+        "algo",
+        "env",
+        "seed",
+        "n_timesteps",
+        "eval_freq",
+        "eval_episodes",
+        "n_eval_envs",
+        "save_freq",
+        "vec_env",
+        "log_interval",
+    ),
+    *("tensorboard_log", "device", "num_threads", "verbose"),
+)
+
+
+def take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The run to go on with, if a command names one, and its other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    options, others = parser.parse_known_args(arguments)
+    return options.resume, others
+
+
+@contextmanager
+def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[list[str]]:
+    """Have rl-zoo3's train go on with a run.
+
+    :param run: its folder; None to train as usual
+    :param arguments: options of the command, which win over the run's
+    :param trusted: whether code that the run's files hold may be run
+    :return: the options to train with
+    :raises ValueError: if there is no checkpoint in the folder
+    """
+    if run is None:
+        yield arguments
+        return
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    find_checkpoint(run)  # or say that there is none
+    settings = next((path.parent for path in run.glob("*/args.yml")), run)
+    args = read_args(settings, trusted)
+    if args.get("algo") not in zoo.ALGORITHMS:
+        raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
+    of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
+              for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip
+    for name in ("env_kwargs", "eval_env_kwargs"):
+        if args.get(name):
+            of_run += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in args[name].items())]
+    if args.get("gym_packages"):
+        of_run += ["--gym-packages", *args["gym_packages"]]
+    manager: Any = ExperimentManager
+    names = ("__init__", "create_log_folder", "_save_config", "create_envs", "learn", "save_trained_model")
+    before = {name: vars(manager)[name] for name in names}
+
+    @wraps(before["__init__"])
+    def initialise(self: Any, *positional: Any, **kwargs: Any) -> None:
+        before["__init__"](self, *positional, **kwargs)
+        self.save_path, self.params_path = str(run), str(settings)
+
+    @wraps(before["create_envs"])
+    def create_envs(self: Any, *positional: Any, **kwargs: Any) -> Any:
+        monitor_init: Any = EpisodeMonitor.__init__
+        EpisodeMonitor.__init__ = partialmethod(monitor_init, override_existing=False)  # type: ignore[assignment]
+        try:
+            return before["create_envs"](self, *positional, **kwargs)
+        finally:
+            EpisodeMonitor.__init__ = monitor_init  # type: ignore[method-assign]
+
+    def learn(self: Any, model: Any) -> None:
+        others = [callback for callback in self.callbacks if not isinstance(callback, CheckpointCallback)]
+        try:
+            self.resumed = resume(type(model), run, model.get_env(), others, trusted=trusted, device=self.device)
+        finally:
+            model.get_env().close()
+
+    @wraps(before["save_trained_model"])
+    def save_trained_model(self: Any, model: Any) -> None:
+        before["save_trained_model"](self, self.resumed)
+
+    with TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yml"
+        entry = dict(read_settings(settings / "config.yml"))
+        config.write_text(yaml.safe_dump({args["env"]: entry}), encoding="utf-8")
+        try:
+            manager.__init__, manager.create_envs = initialise, create_envs
+            manager.learn, manager.save_trained_model = learn, save_trained_model
+            manager.create_log_folder = manager._save_config = lambda self, *_: None
+            yield [*of_run, "-f", str(run.parent.parent), "--conf-file", str(config), *arguments]
+        finally:
+            for name, value in before.items():
+                setattr(manager, name, value)
