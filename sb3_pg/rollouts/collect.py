@@ -42,7 +42,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
     #: Steps since the start of the episode in progress, ``(n_envs,)``
     _episode_timesteps: np.ndarray
     _kind: PolicyKind | None = None
-    #: All callbacks of the rollout
+    #: All callbacks of the rollout that is to begin
     _callback: BaseCallback | None = None
     #: Where the last rollout has left the environments; None if they have been reset since, or never played in
     _left: "Footprint | str | None" = None
@@ -111,6 +111,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self._callback = callback
         # First of all: it may change whatever a rollout begins with
         callback.on_rollout_start()
+        self._callback = None
         assert self._last_obs is not None, "No previous observation was provided"
         self._find_environments(env)
         # Switch to eval mode (this affects batch norm / dropout)

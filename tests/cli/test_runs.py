@@ -83,14 +83,13 @@ def test_training_in_vector_environments(tmp_path: Path) -> None:
     assert len((run / "0.monitor.csv").read_text().splitlines()) > 20 and (run / "evaluations.npz").is_file()
     sb3_pg(tmp_path, f"train --env Pendulum-v1 --vec-env gymnasium {common}")
     assert (tmp_path / "logs/vpg/Pendulum-v1_1/15.monitor.csv").is_file()
-    code, _, err = finish(
-        tmp_path, *"train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7".split()
-    )
+    command = "train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7"
+    code, _, err = finish(tmp_path, *command.split())
     assert code == 1 and err.splitlines()[-1].startswith("sb3-pg train: error:") and "EnvPool" in err.splitlines()[-1]
 
 
 def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
-    options = "--algo npg --env Pendulum-v1 -n 1500 --save-freq 300 --eval-freq 500 --seed 4"
+    options = "--algo npg --env Pendulum-v1 -n 2000 --save-freq 700 --eval-freq 500 --seed 4"
     options += " -params n_envs:2 n_steps:64 normalize:True"
     sb3_pg(tmp_path, f"train {options} -f whole")
     sb3_pg(tmp_path, f"train {options} -f killed")
@@ -101,13 +100,15 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     (killed / "Pendulum-v1.zip").unlink()
     sb3_pg(tmp_path, f"train --resume {killed}")
     assert [path.name for path in killed.parent.iterdir()] == ["Pendulum-v1_1"]
-    th.testing.assert_close(*(NaturalPG.load(run / "Pendulum-v1").get_parameters() for run in (whole, killed)), rtol=0, atol=0)
+    th.testing.assert_close(
+        *(NaturalPG.load(run / "Pendulum-v1.zip").get_parameters() for run in (whole, killed)), rtol=0, atol=0
+    )
     evaluations = [dict(np.load(run / "evaluations.npz")) for run in (whole, killed)]
     assert all(np.array_equal(evaluations[0][key], evaluations[1][key]) for key in evaluations[0])
     for name in ("0.monitor.csv", "1.monitor.csv"):
         rows = [[line.split(",")[i] for i in (0, 1, 3)] for run in (whole, killed)
                 for line in (run / name).read_text().splitlines()[1:]]  # fmt: skip
-        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :] and len(rows) > 4
+        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :] and len(rows) > 6
     assert "Mean reward" in sb3_pg(
         tmp_path, f"enjoy --algo npg --env Pendulum-v1 -f whole --no-render -n 201 --load-checkpoint {steps[0]}"
     )
