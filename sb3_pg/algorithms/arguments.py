@@ -5,18 +5,23 @@ import inspect
 import io
 import json
 import zipfile
+from collections.abc import Iterable
 from contextlib import nullcontext
 from math import inf, isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
@@ -27,6 +32,48 @@ if TYPE_CHECKING:
     from sb3_pg.rollouts.collect import RolloutAlgorithm
 
 
+def check_before_sb3(policy: Any, names: Iterable[str], env: Any, of_sb3: dict[str, Any]) -> None:
+    """Check what SB3's constructor would fail on.
+
+    :param policy: class of policies, or its name
+    :param names: of policies
+    :param env: environment, or its name
+    :param of_sb3: arguments that are passed on to SB3
+    :raises TypeError: if an argument is of the wrong type
+    :raises ValueError: if an argument is out of range
+    """
+    if isinstance(policy, str) and policy not in names:
+        raise ValueError(f"policy must be a class or one of {', '.join(names)}, not {policy!r}.")
+    if not (env is None or isinstance(env, str | gym.Env | VecEnv | gym.vector.VectorEnv)):
+        raise TypeError(f"env must be an environment, vector environments or a registered name, not {env!r}.")
+    if isinstance(env, str):
+        try:
+            gym.spec(env)
+        except (gym.error.Error, ModuleNotFoundError) as error:
+            raise ValueError(f"env: {error}") from error
+    device, seed, log = of_sb3.get("device", "auto"), of_sb3.get("seed"), of_sb3.get("tensorboard_log")
+    try:
+        get_device(device)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f'device must be "auto" or one of torch\'s, such as "cpu" or "cuda:0", not {device!r}.') from error
+    if seed is not None:
+        check_integer("seed", seed, 0, " (None for any)")
+        if seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, not {seed}.")
+    if not (log is None or isinstance(log, str | Path)):
+        raise TypeError(f"tensorboard_log must be a folder, or None for no log, not {log!r}.")
+    for name in ("policy_kwargs", "rollout_buffer_kwargs"):
+        value = of_sb3.get(name)
+        if not (value is None or (isinstance(value, dict) and all(isinstance(key, str) for key in value))):
+            raise TypeError(f"{name} must be a dictionary of keyword arguments, or None, not {value!r}.")
+    check_integer("verbose", of_sb3.get("verbose", 0), 0)
+    check_integer("stats_window_size", of_sb3.get("stats_window_size", 100), 1)
+    if of_sb3.get("stats_window_size", 100) >= 2**31:
+        raise ValueError(f"stats_window_size must be below 2**31, not {of_sb3['stats_window_size']}.")
+    if not isinstance(of_sb3.get("use_sde", False), bool | np.bool_):
+        raise TypeError(f"use_sde must be True or False, not {of_sb3['use_sde']!r}.")
+
+
 def check_arguments(model: "Model") -> None:
     """Check what all algorithms take.
 
@@ -34,7 +81,7 @@ def check_arguments(model: "Model") -> None:
     :raises ValueError: if an argument is out of range or does not go with another
     """
     find_kind(model.policy_class)
-    if model.weights not in ("return", "reward_to_go", "gae"):
+    if not isinstance(model.weights, str) or model.weights not in ("return", "reward_to_go", "gae"):
         raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {model.weights!r}.')
     check_integer("n_steps", model.n_steps, 1)
     if model.batch_size is not None:
@@ -48,7 +95,9 @@ def check_arguments(model: "Model") -> None:
             raise TypeError(f"{name} must be True or False, not {getattr(model, name)!r}.")
     for name in ("gamma", "gae_lambda"):
         check_number(name, getattr(model, name), 0.0, 1.0)
-    if not callable(model.ent_coef):
+    if callable(model.ent_coef):
+        _check_schedule("ent_coef", model.ent_coef, -inf)
+    else:
         check_number("ent_coef", model.ent_coef, -inf, inf)
     if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be positive, or None for no clipping, not {model.max_grad_norm!r}.")
@@ -59,6 +108,12 @@ def check_arguments(model: "Model") -> None:
         raise ValueError(
             'weights="return" takes no γ^t: R(τ) is already discounted, and R(τ)·γ^t is biased. '
             'Use weights="reward_to_go" with discounted_state_distribution=True.'
+        )
+    optimizer_class = model.policy_kwargs.get("optimizer_class")
+    if isinstance(optimizer_class, type) and issubclass(optimizer_class, th.optim.LBFGS | th.optim.SparseAdam):
+        raise ValueError(
+            f"optimizer_class: {optimizer_class.__name__} needs what a policy gradient step has not, a loss to evaluate again "
+            "or sparse gradients: use another of torch's optimizers."
         )
     _check_buffer_class(model)
     _check_spaces(model)
@@ -199,7 +254,20 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
 
 def check_rate(name: str, value: Any) -> None:
     """Refuse what is neither a schedule nor a finite number of at least 0."""
-    if not callable(value):
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
+    if callable(value):
+        _check_schedule(name, value, 0.0)
+    elif not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a schedule, not {value!r}.")
+    else:
         check_number(name, value, 0.0, inf)
+
+
+def _check_schedule(name: str, schedule: Any, low: float) -> None:
+    """Refuse a function that returns no finite number of at least ``low`` at the start of training."""
+    what = f"{name} must be a number, or a function of the progress remaining that returns finite ones"
+    try:
+        value: Any = schedule(1.0)
+    except Exception as error:
+        raise TypeError(f"{what}: {schedule!r} fails ({error}).") from error
+    if not (isinstance(value, Real) and isfinite(value) and value >= low):  # type: ignore[operator]
+        raise ValueError(f"{what}, but {schedule!r} returned {value!r}.")

@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_pg.algorithms.arguments import check_arguments, check_env, check_load_keywords, require_env
+from sb3_pg.algorithms.arguments import check_arguments, check_before_sb3, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
 from sb3_pg.loading import read_model, set_up
@@ -38,6 +38,7 @@ from sb3_pg.policies import (
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
+from sb3_pg.rollouts.guards import watch_workers
 from sb3_pg.saving import NORMALIZER, add_member, normalize_as, normalizer_state, read_member, set_statistics, write_model
 from sb3_pg.vec_env import GymnasiumVecEnv
 
@@ -91,6 +92,7 @@ class Model(RolloutAlgorithm):
         _init_setup_model: bool,
         **of_sb3: Any,
     ):
+        check_before_sb3(policy, self.policy_aliases, env, of_sb3)
         super().__init__(
             policy,
             env,
@@ -123,10 +125,12 @@ class Model(RolloutAlgorithm):
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Also Gymnasium's vector environments."""
+        """Also Gymnasium's vector environments; dead processes of ``SubprocVecEnv`` are noticed."""
         if isinstance(env, gym.vector.VectorEnv):
             env = GymnasiumVecEnv(env)
-        return RolloutAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        wrapped = RolloutAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        watch_workers(wrapped)
+        return wrapped
 
     def _check_env(self) -> None:
         """Refuse environments that cannot be trained on."""
@@ -141,10 +145,15 @@ class Model(RolloutAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         action_space = policy_action_space(self.action_space)
-        self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps, self.observation_space, action_space, device=self.device, gamma=self.gamma,
-            gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
-        )  # fmt: skip
+        try:
+            self.rollout_buffer = self.rollout_buffer_class(
+                self.n_steps, self.observation_space, action_space, device=self.device, gamma=self.gamma,
+                gae_lambda=self.gae_lambda, n_envs=self.n_envs, **self.rollout_buffer_kwargs,
+            )  # fmt: skip
+        except (MemoryError, OverflowError) as error:
+            raise ValueError(
+                f"n_steps: rollouts of {self.n_steps} steps of {self.n_envs} environments do not fit in memory."
+            ) from error
         kind = find_kind(self.policy_class)
         policy = kind.make_policy(
             self.policy_class,

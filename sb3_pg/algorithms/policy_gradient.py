@@ -1,5 +1,6 @@
 """The policy gradient theorem on SB3's classes: the only ``train`` of the package."""
 
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from sb3_pg import distributed
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic
 from sb3_pg.algorithms.model import Model
-from sb3_pg.finite import require_finite, require_finite_rows
+from sb3_pg.algorithms.undo import undone_on_error
+from sb3_pg.finite import require_finite, require_finite_rows, require_rate
 from sb3_pg.losses import score_function_loss
 from sb3_pg.policies.kind import CHUNK_SIZE
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
@@ -119,9 +121,13 @@ class PolicyGradient(Model):
         self._subtract_baseline(buffer, dones)
 
     def train(self) -> None:
-        """One policy step on the rollout, then the critic's fit."""
+        """One policy step on the rollout, then the critic's fit: both, or neither if one of them fails.
+
+        :raises ValueError: if something is not finite, or a schedule returns what is no rate; parameters and optimizers are
+            then what they were before
+        """
         self._follow_policy()
-        with self.kind.computing():
+        with self.kind.computing(), undone_on_error(self):
             batch = make_batch(self)
             metrics = self._update_policy(batch)
             if self.uses_critic:
@@ -149,11 +155,13 @@ class PolicyGradient(Model):
         # The mode the rollout was played in: dropout or batch statistics would score another policy
         if self.policy.training:
             self.policy.set_training_mode(False)
+        require_rate("learning_rate", self.lr_schedule(self._current_progress_remaining))
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, normalizer = 0.0, 0.0, self._normalizer
         log_probs = th.empty_like(batch.weights)
         ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
+        require_rate("ent_coef", ent_coef, low=-inf)
         for chunk in self.kind.chunks(batch.steps):
             log_prob, entropy = self.kind.log_prob_and_entropy(batch.steps[chunk])
             log_probs[chunk] = log_prob.detach()
@@ -203,5 +211,6 @@ class PolicyGradient(Model):
     def _update_critic(self, batch: Batch) -> dict[str, float]:
         """The critic's fit, at its own learning rate; return what to log."""
         learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
+        require_rate("the critic's learning rate", learning_rate)
         update_learning_rate(self.critic_optimizer, learning_rate)
         return {**fit_critic(self, batch), "critic_learning_rate": learning_rate}

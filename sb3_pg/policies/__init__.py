@@ -26,7 +26,7 @@ def find_kind(policy_class: Any) -> type[PolicyKind]:
             return kind
     name = getattr(policy_class, "__name__", repr(policy_class))
     raise TypeError(
-        f"{name} is no stochastic actor-critic policy: use a subclass of SB3's ActorCriticPolicy, or of sb3-contrib's "
+        f"policy: {name} is no stochastic actor-critic policy: use a subclass of SB3's ActorCriticPolicy, or of sb3-contrib's "
         "RecurrentActorCriticPolicy or MaskableActorCriticPolicy."
     )
 

@@ -115,8 +115,17 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.full = False
 
     def _grow(self) -> None:
-        for name, array in self._storage.items():
-            self._storage[name] = map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array)
+        try:
+            grown = {
+                name: map_obs(lambda a: np.concatenate([a, np.zeros_like(a)]), array) for name, array in self._storage.items()
+            }
+        except MemoryError as error:
+            raise MemoryError(
+                f"An episode has gone on for {len(self.rewards)} steps, and twice as many do not fit in memory: give the "
+                'environment a time limit (gymnasium.wrappers.TimeLimit), or use VanillaPG with weights="gae", which learns '
+                "from parts of episodes."
+            ) from error
+        self._storage.update(grown)
         self.__dict__.update(self._storage)
 
     def add(

@@ -14,13 +14,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.finite import require_finite_rows
+from sb3_pg.finite import require_finite_actions, require_finite_policy, require_finite_rows
 from sb3_pg.policies import PolicyKind, make_kind
 from sb3_pg.policies.kind import Sampler
 from sb3_pg.policies.snapshot import Snapshot
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
+from sb3_pg.rollouts.guards import NormalizerGuard
 from sb3_pg.rollouts.used import Footprint, glance
 from sb3_pg.vec_env import GymnasiumVecEnv, skipped_rows
 
@@ -131,6 +132,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             env.num_envs, n_rollout_steps, self.n_episodes, self.whole_episodes, self.MAX_EPISODE_STEPS
         )
         is_translated = policy_action_space(self.action_space) is not self.action_space
+        is_box, guard = isinstance(self.action_space, spaces.Box), NormalizerGuard(env)
         truncated: list[tuple[int, int, Any]] = []  # step, environment, terminal observation
         # SB3 makes a callback of no callback: nobody reads its locals
         listening, look = not (type(callback) is ConvertCallback and callback.callback is None), glance(env)
@@ -140,6 +142,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         self.kind.divide(self._last_obs)
         # SB3's buffers take values and log-probabilities step by step
         kind = self.kind
+        require_finite_policy(self.policy, ", which is not played")
         sample = kind.make_sampler(env, through_forward=not own_buffer)
         # The first of the steps that the policy has played as it is, and what it is
         first, snapshot = 0, None if _is_sb3s(callback) else Snapshot(self.policy)
@@ -155,10 +158,13 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 require_finite_rows("observation", self._last_obs, n_steps)
                 raise
 
+            if is_box:
+                require_finite_actions(actions, n_steps)
             clipped_actions = self._clip(actions)
             if is_translated:
                 clipped_actions = to_env_actions(actions, self.action_space)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
+            guard.check(n_steps)
             dones = np.asarray(dones, dtype=bool)
             was_reset = None if resetting is None else resetting.reset_rows
             self.num_timesteps += env.num_envs if was_reset is None else int(np.count_nonzero(~was_reset))
@@ -203,6 +209,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                         self._score(kind, rollout_buffer, slice(first, n_steps), goes_on=True, at_once=True)
                 sample = self._go_on(kind, sample, snapshot, env, through_forward=not own_buffer)
                 kind, first, snapshot = self.kind, n_steps, Snapshot(self.policy)
+                require_finite_policy(self.policy, ", which a callback has changed and which is not played")
 
             collecting = selection.step(dones, was_reset)
 
