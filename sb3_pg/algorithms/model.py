@@ -224,8 +224,8 @@ class Model(RolloutAlgorithm):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         archive, objects = read_model(cls, path, custom_objects)
         check_load_keywords(cls, archive, set(kwargs))
-        load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
-        model: SelfModel = set_up(path, load)
+        given = dict(custom_objects=objects, print_system_info=print_system_info, force_reset=force_reset, **kwargs)
+        model: SelfModel = set_up(path, archive, partial(super().load, archive, env, **given), device)
         return model
 
     def _excluded_save_params(self) -> list[str]:
