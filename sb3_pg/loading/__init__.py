@@ -7,11 +7,11 @@ What is promised, and what is not, is said in SECURITY.md. Which function reads 
 - ``vecnormalize.pkl``: :func:`load_vec_normalize`
 - another pickle of plain data, NumPy's arrays, spaces, schedules and ``VecNormalize``: :func:`read_pickle`; of its bytes
   :func:`loads`
-- a zip file with members of its own names: :func:`read_archive`; a member that ``torch.save`` wrote: :func:`read_weights`, which
+- a zip file with members of other names: :func:`read_archive`; what ``torch.save`` wrote: :func:`read_weights`, which
   takes dictionaries and lists of tensors (no ``Parameter``), numbers and texts
 - ``args.yml`` and ``config.yml``: :func:`read_settings`; a ``normalize`` string: :func:`parse_normalize`
 
-A new format is readable without trust if it is written as plain data: no functions or objects of its own, and generators by their
+A new format can be read without trust if it is plain data: no functions or objects of its own, and generators by their
 states (tensors, arrays, numbers).
 """
 
