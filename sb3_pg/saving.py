@@ -13,6 +13,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_pg.loading import read_weights
+
 #: Members of the archive of a model: statistics of ``VecNormalize``, and what a training goes on with
 NORMALIZER, TRAINING = "vec_normalize.pt", "training.pt"
 # Bytes of the largest of them that is read
@@ -89,7 +91,7 @@ def read_member(path: str | Path | io.BufferedIOBase, name: str) -> dict[str, An
                     return None
                 if archive.getinfo(name).file_size > _MAX_MEMBER:
                     raise ValueError("it is larger than 64 MiB")
-                state = th.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+                state = read_weights(name, archive.read(name))
         except Exception as error:
             raise ValueError(f"{name} of {path} cannot be read: {error}") from error
     if not isinstance(state, dict):

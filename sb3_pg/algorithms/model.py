@@ -256,8 +256,8 @@ class Model(RolloutAlgorithm):
         else:
             archive, objects = read_model(cls, path, custom_objects)
             check_load_keywords(cls, archive, set(kwargs))
-            load = partial(super().load, archive, env, device, objects, print_system_info, force_reset, **kwargs)
-            model = set_up(path, load)
+            given = dict(custom_objects=objects, print_system_info=print_system_info, force_reset=force_reset, **kwargs)
+            model = set_up(path, archive, partial(super().load, archive, env, **given), device)
         model._saved_normalizer = state = read_member(path, NORMALIZER)
         model._normalize()
         normalize = None if acted_in() is None else unwrap_vec_normalize(acted_in())  # type: ignore[arg-type]

@@ -29,7 +29,8 @@ def explain(error: Exception, command: str) -> str:
     """
     message = " ".join(str(error).split())
     if isinstance(error, NotTrustedError):
-        return f"{error.reason}. If you know where it comes from, --trust runs whatever it holds."
+        way_out = "" if command == "benchmark" else " If you know where it comes from, --trust runs whatever it holds."
+        return f"{error.reason}.{way_out}"
     # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")

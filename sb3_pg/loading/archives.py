@@ -5,10 +5,10 @@ import re
 import zipfile
 from typing import Any, BinaryIO
 
-import torch as th
+from sb3_pg.loading.unpickling import NotAllowedError, loads
 
-# Optimizers' states lie this deep, and their hyperparameters
-_MAX_DEPTH = 8
+# Bytes of what says how the numbers of a member are tensors
+_MAX_STRUCTURE = 2**22
 
 
 def read_archive(file: BinaryIO, names: str, limit: int) -> dict[str, bytes]:
@@ -33,6 +33,8 @@ def read_archive(file: BinaryIO, names: str, limit: int) -> dict[str, bytes]:
                 raise ValueError(f"it has a member {info.filename[:80]!r}, as no model has")
             if info.filename in members:
                 raise ValueError(f"it has two members {info.filename!r}")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{info.filename} is compressed in a way that no model is")
             with archive.open(info) as member:
                 members[info.filename] = member.read(info.file_size)
                 if member.read(1) or len(members[info.filename]) != info.file_size:
@@ -48,33 +50,16 @@ def read_weights(name: str, member: bytes) -> Any:
     :return: dictionaries and lists of tensors, numbers and names
     :raises ValueError: if it is something else
     """
-    # Torch gets an archive that is written here, of what Python reads in the given one: there are no two readings of it
-    rewritten = io.BytesIO()
-    with zipfile.ZipFile(rewritten, "w") as archive:
-        for part, contents in read_archive(io.BytesIO(member), r"((?!\.\.?/)[\w.-]+/)+[\w.-]+", len(member)).items():
-            archive.writestr(part, contents)
-    rewritten.seek(0)
+    parts = read_archive(io.BytesIO(member), r"[\w-][\w.-]*/(\.?[\w-][\w.-]*/)*\.?[\w-][\w.-]*", len(member))
+    folder = next(iter(parts), "").partition("/")[0]
     try:
-        weights = th.load(rewritten, map_location="cpu", weights_only=True)
+        if parts.get(f"{folder}/byteorder", b"little") != b"little":
+            raise ValueError("its numbers are of another order of bytes")
+        pickled = parts[f"{folder}/data.pkl"]
+        if len(pickled) > _MAX_STRUCTURE:
+            raise ValueError("it has too many tensors")
+        return loads(pickled, lambda key: parts[f"{folder}/data/{key}"])
+    except NotAllowedError as error:
+        raise ValueError(f"{name} holds no weights: it asks for {error.path}") from error
     except Exception as error:
-        asked = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
-        what = f"asks for {asked[1]}" if asked else f"is damaged ({type(error).__name__})"
-        raise ValueError(f"{name} holds no weights: it {what}") from error
-    return _plain(name, weights, 0)
-
-
-def _plain(name: str, value: Any, depth: int) -> Any:
-    """The value, in containers and tensors of Python's and torch's own classes."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"{name} holds no weights: it is too deep")
-    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
-        return {key: _plain(name, item, depth + 1) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(name, item, depth + 1) for item in value)
-    if isinstance(value, th.Tensor) and value.layout is th.strided and not value.is_quantized and value.device.type == "cpu":
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{name} holds a tensor that is larger than its numbers")
-        return value.detach().as_subclass(th.Tensor)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"{name} holds a {type(value).__name__}, which is no weight")
+        raise ValueError(f"{name} holds no weights: {error}") from error

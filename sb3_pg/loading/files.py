@@ -88,10 +88,16 @@ def settings_loader() -> Any:
     import yaml
 
     class SettingsLoader(yaml.SafeLoader):  # type: ignore[misc]
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            # Without YAML's merging of mappings, which can double them line by line, and with names that are scalars
+            if not all(isinstance(name, yaml.ScalarNode) for name, _ in node.value):
+                raise ValueError("a name that is no text")
+            mapping: dict[Any, Any] = yaml.constructor.BaseConstructor.construct_mapping(self, node, deep)
+            return mapping
 
     def ordered_dict(loader: Any, node: Any) -> dict[Any, Any]:
-        return dict(*loader.construct_sequence(node, deep=True))
+        (pairs,) = loader.construct_sequence(node, deep=True) or [[]]
+        return {str(name): value for name, value in pairs}
 
     def refuse(loader: Any, tag: str, node: Any) -> None:
         raise NotTrustedError(f"it asks for Python's {tag[:100]!r}, which files that are not trusted do not get")
@@ -111,6 +117,8 @@ def parse_normalize(text: str) -> dict[str, Any]:
     :raises NotTrustedError: if it is more than names and plain values
     """
     try:
+        if len(text) > 1_000:
+            raise ValueError("too long")
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "dict" and not call.args:
             call = ast.Dict(

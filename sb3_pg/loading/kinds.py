@@ -82,7 +82,7 @@ def set_state(target: Any, state: Any) -> None:
         _set_array(target, state)
     elif isinstance(target, np.random.PCG64):
         _set_generator(target, state)
-    elif not isinstance(target, Unused):
+    elif not isinstance(target, Unused | OrderedDict):  # beside the weights: versions of the modules
         raise ValueError(f"a {type(target).__name__} has no state")
 
 
@@ -101,7 +101,7 @@ def _array(data: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...], ord
     is_shape = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
     if not (is_shape and isinstance(data, bytes | bytearray) and isinstance(dtype, np.dtype) and order in ("C", "F")):
         raise ValueError("no array")
-    if math.prod(shape) * dtype.itemsize != len(data):
+    if len(shape) > 64 or max(shape, default=0) > 2**40 or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("an array of another size")
     return np.ndarray(shape, dtype, bytearray(data), order=order)  # type: ignore[arg-type]
 
@@ -157,10 +157,58 @@ def _deque(items: tuple[()], maxlen: int | None = None) -> "deque[Any]":
     return deque(maxlen=maxlen)
 
 
+def _frequency_unit(value: str) -> TrainFrequencyUnit:
+    if type(value) is not str:
+        raise ValueError("no TrainFrequencyUnit")
+    return TrainFrequencyUnit(value)
+
+
 def _train_freq(frequency: int, unit: TrainFrequencyUnit) -> TrainFreq:
     if not (type(frequency) is int and isinstance(unit, TrainFrequencyUnit)):
         raise ValueError("no TrainFreq")
     return TrainFreq(frequency, unit)
+
+
+# Tensors
+
+_STORAGES = {
+    **{"DoubleStorage": th.float64, "FloatStorage": th.float32, "HalfStorage": th.float16, "BFloat16Storage": th.bfloat16},
+    **{"LongStorage": th.int64, "IntStorage": th.int32, "ShortStorage": th.int16, "CharStorage": th.int8},
+    **{"ByteStorage": th.uint8, "BoolStorage": th.bool},
+}
+
+
+def read_storage(read: Callable[[str], bytes], persistent_id: Any) -> "Storage":
+    """The numbers of which tensors are views.
+
+    :param read: gives the bytes of a storage, by its key
+    :param persistent_id: what ``torch.save`` has written in its place; the device does not matter
+    :raises ValueError: if it is something else
+    """
+    kind, name, key, _, n = persistent_id
+    if not (kind == "storage" and isinstance(name, Name) and isinstance(key, str)):
+        raise ValueError("no storage")
+    dtype, data = _STORAGES[name.path.removeprefix("torch.")], read(key)
+    if type(n) is not int or n * dtype.itemsize != len(data):
+        raise ValueError("a storage of another size")
+    return Storage(th.frombuffer(bytearray(data), dtype=dtype) if n else th.empty(0, dtype=dtype))
+
+
+def _tensor(storage: "Storage", offset: int, size: Any, stride: Any, requires_grad: bool, hooks: Any) -> th.Tensor:
+    if not (isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple and len(size) == len(stride) < 10):
+        raise ValueError("no tensor")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *size, *stride)):
+        raise ValueError("no tensor")
+    if math.prod(size) > storage.numbers.numel():
+        raise ValueError("a tensor that is larger than its numbers")
+    return storage.numbers.as_strided(size, stride, offset)
+
+
+class Storage:
+    """Numbers of which tensors are views: ``numbers`` is (n,)."""
+
+    def __init__(self, numbers: th.Tensor):
+        self.numbers = numbers
 
 
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -171,10 +219,11 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "numpy.random._pickle.__bit_generator_ctor": _bit_generator,
     "numpy.random._pickle.__generator_ctor": _generator,
     "numpy.random.bit_generator.__pyx_unpickle_SeedSequence": lambda *_: Unused(),
+    "torch._utils._rebuild_tensor_v2": _tensor,
     "collections.deque": _deque,
     "collections.OrderedDict": lambda: OrderedDict(),
     "stable_baselines3.common.type_aliases.TrainFreq": _train_freq,
-    "stable_baselines3.common.type_aliases.TrainFrequencyUnit": lambda value: TrainFrequencyUnit(value),
+    "stable_baselines3.common.type_aliases.TrainFrequencyUnit": _frequency_unit,
 }
 
 
@@ -190,7 +239,10 @@ class Unused:
 
 
 #: Names that are arguments of what is made
-ARGUMENTS = ("numpy.ndarray", "numpy.random._pcg64.PCG64", "numpy.random.bit_generator.SeedSequence")
+ARGUMENTS = (
+    *("numpy.ndarray", "numpy.random._pcg64.PCG64", "numpy.random.bit_generator.SeedSequence"),
+    *(f"torch.{storage}" for storage in _STORAGES),
+)
 
 
 # Classes that may be mentioned: those of a module that derive from a base. They are values, and nobody calls them here

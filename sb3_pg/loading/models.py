@@ -3,11 +3,13 @@
 import base64
 import inspect
 import io
+import itertools
 import json
 import re
+import warnings
 import zipfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import open_path, recursive_getattr
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from sb3_pg.loading.archives import read_archive, read_weights
 from sb3_pg.loading.errors import NotTrustedError, fitting_together, reading
@@ -27,6 +31,8 @@ from sb3_pg.loading.unpickling import MAX_DATA, NotAllowedError, check_data, loa
 
 #: Bytes of the largest archive that is read, packed or unpacked
 MAX_ARCHIVE = 2**30
+# Matrices and vectors of all networks together
+_MAX_PARAMETERS = 10_000
 _MEMBERS = r"vec_normalize\.pt|training\.pt|data|_stable_baselines3_version|system_info\.txt|[A-Za-z]\w*(\.[A-Za-z]\w*)*\.pth"
 #: Tensors of SB3's algorithms that belong to no network
 _VARIABLES = {"log_ent_coef", "ent_coef_tensor"}
@@ -86,24 +92,58 @@ def load_model(
     :raises ValueError: if it is no model or damaged
     """
     archive, objects = read_model(algorithm, path, custom_objects)
-    return set_up(path, partial(algorithm.load, archive, custom_objects=objects, **kwargs))
+    device = kwargs.pop("device", "auto")
+    return set_up(path, archive, partial(algorithm.load, archive, custom_objects=objects, **kwargs), device)
 
 
-def set_up(path: str | Path | io.BufferedIOBase, load: Callable[[], Any]) -> Any:
+def set_up(path: str | Path | io.BufferedIOBase, archive: io.BytesIO, load: Callable[..., Any], device: Any) -> Any:
     """Load what :func:`read_model` has written, and see whether it fits together.
 
+    Networks of any size can be described in a few words. They are made without memory first, and for good if the weights fit.
+
     :param path: of the file that was read, for errors
-    :param load: loads the model
+    :param archive: what was written
+    :param load: loads the model, on the ``device`` that it is given
+    :param device: where the model shall be
     :return: the model
     :raises ValueError: saying what does not fit
     """
     with fitting_together(path):
-        model = load()
+        with th.device("meta"), _WithoutMemory(), _few_parameters(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again
+            load(device="meta", print_system_info=False)
+        archive.seek(0)
+        model = load(device=device)
         for name in model._get_torch_save_params()[0]:
             part = recursive_getattr(model, name)
             if isinstance(part, th.optim.Optimizer):
                 _check_optimizer(name, part)
         return model
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """What SB3 does with a tensor that it makes: to move it to the CPU, and to ask whether its numbers are valid."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (th.Tensor.to, th.Tensor.__bool__) and args[0].is_meta:
+            return args[0] if function is th.Tensor.to else True
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _few_parameters() -> Iterator[None]:
+    """Refuse to make modules without end."""
+    counter = itertools.count(1)
+
+    def count(module: th.nn.Module, name: str, parameter: Any) -> None:
+        if next(counter) > _MAX_PARAMETERS:
+            raise ValueError(f"its networks have more than {_MAX_PARAMETERS} parameters")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_optimizer(name: str, optimizer: th.optim.Optimizer) -> None:

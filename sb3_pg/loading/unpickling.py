@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
-from sb3_pg.loading.kinds import ARGUMENTS, INSTANCES, MAKERS, STATES, Name, find_class, set_state
+from sb3_pg.loading.kinds import ARGUMENTS, INSTANCES, MAKERS, STATES, Name, find_class, read_storage, set_state
 
 #: Bytes of the longest pickle that is read, and of a model's data that holds such
 MAX_DATA = 2**26
@@ -31,20 +32,21 @@ class NotAllowedError(ValueError):
     """A pickle names something that is none of the known kinds."""
 
     def __init__(self, module: str, name: str):
-        self.path = f"{module}.{name}"[:100]
-        super().__init__(f"it names {self.path!r}")
+        self.path = repr(f"{module}.{name}"[:100])[1:-1]  # a stranger's, who may write to terminals
+        super().__init__(f"it names '{self.path}'")
 
 
-def loads(pickled: bytes) -> Any:
+def loads(pickled: bytes, read: Callable[[str], bytes] | None = None) -> Any:
     """What a pickle holds, made without calling anything that it names.
 
     :param pickled: the bytes, of protocol 2 to 5
+    :param read: gives the numbers of tensors by key, if there are such
     :return: plain data, NumPy's arrays, spaces, schedules, ``VecNormalize``, or classes of policies and the like
     :raises NotAllowedError: if it names something else
     :raises ValueError: if it is damaged, too long or too deep
     """
     try:
-        value = _Interpreter().run(pickled)
+        value = _Interpreter(read).run(pickled)
         check_data(value)
     except NotAllowedError:
         raise
@@ -56,7 +58,7 @@ def loads(pickled: bytes) -> Any:
 
 _PLAIN = (
     *(bool, int, float, str, bytes, bytearray, type, TrainFrequencyUnit),
-    *(np.ndarray, np.generic, np.dtype, np.random.Generator),
+    *(np.ndarray, np.generic, np.dtype, np.random.Generator, th.Tensor),
 )
 
 
@@ -86,10 +88,19 @@ def _check(value: Any, counter: "itertools.count[int]", depth: int) -> None:
         _check(part, counter, depth + 1)
 
 
+def _as_key(value: Any) -> Any:
+    """The value, if its hash is that of a few parts: of tuples within tuples it may take forever."""
+    if not all(part is None or isinstance(part, _PLAIN) for part in (value if isinstance(value, tuple) else (value,))):
+        raise ValueError("a key or an element that is no plain value")
+    return value
+
+
 class _Interpreter:
     """The stack machine that pickles are written for, without what extends it or belongs to protocols 0 and 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[str], bytes] | None):
+        self.read = read
+        self.storages: dict[Any, Any] = {}
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # what lies under each mark
         self.memo: dict[int, Any] = {}
@@ -137,13 +148,22 @@ class _Interpreter:
         target = self.stack[-1]
         if type(target) is not set:
             raise ValueError("no set to add to")
-        target.update(items)
+        target.update(map(_as_key, items))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) not in (dict, OrderedDict):
             raise ValueError("no dictionary to set items of")
-        target.update(zip(items[::2], items[1::2], strict=True))
+        target.update(zip(map(_as_key, items[::2]), items[1::2], strict=True))
+
+    def storage(self) -> None:
+        if self.read is None:
+            raise ValueError("no tensors are expected")
+        persistent_id = self.stack.pop()
+        key = _as_key(persistent_id[2])
+        if key not in self.storages:  # several tensors may be views of one
+            self.storages[key] = read_storage(self.read, persistent_id)
+        self.push(self.storages[key])
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
@@ -189,7 +209,7 @@ class _Interpreter:
 
 
 _LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _INSTRUCTIONS: dict[str, Callable[[_Interpreter, Any], None]] = {
@@ -211,7 +231,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Interpreter, Any], None]] = {
     "TUPLE2": lambda machine, _: machine.push_tuple(2),
     "TUPLE3": lambda machine, _: machine.push_tuple(3),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(machine.pop_to_mark())),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(map(_as_key, machine.pop_to_mark()))),
     "APPEND": lambda machine, _: machine.append([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
     "ADDITEMS": lambda machine, _: machine.add(machine.pop_to_mark()),
@@ -219,6 +239,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Interpreter, Any], None]] = {
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
     "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.name_on_stack(),
+    "BINPERSID": lambda machine, _: machine.storage(),
     "REDUCE": lambda machine, _: machine.make(),
     "NEWOBJ": lambda machine, _: machine.make(),
     "BUILD": lambda machine, _: machine.build(),

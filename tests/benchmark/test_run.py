@@ -81,6 +81,12 @@ def test_runs_resume_after_a_kill(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("lin_1.5e-3", "lin_1"))
     result = run_process([*command, "1"], cwd=tmp_path)
     assert result.returncode == 1 and "other hyperparameters" in result.stderr
+    text = file.read_text()
+    file.write_text(text + f"- - a\n  - !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    result = run_process([*command, "1"], cwd=tmp_path)
+    assert result.returncode == 1 and "asks for Python's 'object/apply:os.mkdir'" in result.stderr
+    assert not (tmp_path / "made").exists()
+    file.write_text(text)
     result = run_process([*command[:-1], "--envs", "CartPole-v1:500"], cwd=tmp_path)
     assert result.returncode == 1 and "trained for 3000 steps, not 500" in result.stderr
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from hostile import MARKER, Call, flip_bits, payloads, rewrite, watched
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg import VanillaPG
-from sb3_pg.loading import load_model, models
+from sb3_pg.loading import NotTrustedError, load_model, models, parse_normalize, read_settings
 
 MEMBERS = ("data", "pytorch_variables.pth", "policy.pth", "policy.optimizer.pth", "critic_optimizer.pth")
 
@@ -159,6 +162,73 @@ def test_a_tensor_that_is_larger_than_its_numbers(honest: bytes, tmp_path: Path)
     refuse(rewrite(honest, {"policy.optimizer.pth": file.getvalue()}), "a tensor that is larger than its numbers", tmp_path)
 
 
+HUGE: dict[str, Any] = {
+    "layers": dict(policy_kwargs={"net_arch": [2, 20_000, 20_000]}),
+    "many layers": dict(policy_kwargs={"net_arch": [1] * 100_000}),
+    "observations": dict(observation_space=pickle.dumps(spaces.Discrete(2**40))),
+    "actions": dict(action_space=pickle.dumps(spaces.Discrete(2**32))),
+    "memory": dict(
+        policy_class=pickle.dumps(RecurrentActorCriticPolicy), policy_kwargs={"lstm_hidden_size": 9, "n_lstm_layers": 10**7}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_networks_that_are_described_in_a_few_words(kind: str, honest: bytes, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refuse(with_data(honest, **HUGE[kind]), "size mismatch|Missing key|more than 10000 parameters", tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+WEIGHTS = {
+    "many bytes": (b"cbuiltins\nbytearray\nJ\x00\x00\x00\x7f\x85R.", "asks for builtins.bytearray"),
+    "another storage": (b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuM\x00\x40tQ.",
+                        "a storage of another size"),
+    "a missing storage": (b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00xX\x03\x00\x00\x00cpuK\x01tQ.",
+                          "KeyError"),
+    "structure": (b"]" * (2**22 + 1), "too many tensors"),
+    "something of torch": (b"ctorch.serialization\nload\n.", "asks for torch.serialization.load"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_pickles_among_weights(kind: str, honest: bytes, tmp_path: Path) -> None:
+    pickled, match = WEIGHTS[kind]
+    inner = rewrite(member(honest, "policy.pth"), {"archive/data.pkl": b"\x80\x02" + pickled})
+    refuse(rewrite(honest, {"policy.pth": inner}), match, tmp_path)
+
+
+def test_another_compression(honest: bytes, tmp_path: Path) -> None:
+    contents = rewrite(honest, {"data": member(honest, "data")}, zipfile.ZIP_LZMA)
+    refuse(contents, "is compressed in a way that no model is", tmp_path)
+
+
+SETTINGS = {
+    "mappings that are merged": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+    "names of tuples in tuples": "a0: &a0 !!python/tuple [1]\n"
+    + "".join(f"a{i}: &a{i} !!python/tuple [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)) + "b: {? *a59 : 1}\n",
+    "lists in lists": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+    "depth": "[" * 10_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_that_grow(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "args.yml").write_text(SETTINGS[kind])
+    with pytest.raises(ValueError, match=r"args\.yml cannot be read"):
+        read_settings(tmp_path / "args.yml")
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 10_000, "-" * 10_000 + "1", "dict(a=[].append(1))", "dict(**{'a': open})", "dict(a=1)(b=2)"]
+)
+def test_normalize_strings_are_literals(text: str) -> None:
+    with pytest.raises(NotTrustedError, match="more than names and values"):
+        parse_normalize(text)
+    assert parse_normalize("dict(norm_obs=True, clip_obs=5.0)") == parse_normalize("{'norm_obs': True, 'clip_obs': 5.0}")
+
+
 def test_a_long_list_in_the_data(honest: bytes, tmp_path: Path) -> None:
     data = member(honest, "data").rstrip()[:-1] + b', "nested": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     refuse(rewrite(honest, {"data": data}), "cannot be read: (RecursionError|its nested is)", tmp_path)
@@ -203,10 +273,10 @@ def test_bits_that_are_flipped(honest: bytes, tmp_path: Path) -> None:
     outcomes = []
     with watched() as events:
         for i in range(500):
-            if i % 2:  # bits of the file, which has checksums
+            if i % 4:  # bits of the file, which has checksums
                 contents = flip_bits(honest, rng, 1 + i % 3)
             else:  # bits of a member, before it is sealed
-                name = MEMBERS[i % len(MEMBERS)]
+                name = MEMBERS[i // 4 % len(MEMBERS)]
                 contents = rewrite(honest, {name: flip_bits(member(honest, name), rng, 1 + i % 3)})
             try:
                 VanillaPG.load(io.BytesIO(contents), trusted=False, device="cpu")
@@ -214,7 +284,7 @@ def test_bits_that_are_flipped(honest: bytes, tmp_path: Path) -> None:
             except ValueError as error:
                 assert str(error).isprintable() and len(str(error)) < 600
                 outcomes.append("refused")
-    assert events == [] and outcomes.count("refused") > 300 and outcomes.count("loaded") > 20
+    assert events == [] and outcomes.count("refused") > 300 and outcomes.count("loaded") > 10
 
 
 def test_pickles_of_the_data_that_are_fuzzed(honest: bytes) -> None:
@@ -225,7 +295,7 @@ def test_pickles_of_the_data_that_are_fuzzed(honest: bytes) -> None:
     names = [name for name, item in data.items() if isinstance(item, dict) and ":serialized:" in item]
     refused = 0
     with watched() as events:
-        for i in range(250):
+        for i in range(80):
             name = names[i % len(names)]
             pickled = fuzz(base64.b64decode(data[name][":serialized:"]), rng)
             try:
@@ -233,7 +303,7 @@ def test_pickles_of_the_data_that_are_fuzzed(honest: bytes) -> None:
             except ValueError as error:
                 assert str(error).isprintable()
                 refused += 1
-    assert events == [] and 125 < refused < 250
+    assert events == [] and 40 < refused < 80
 
 
 # Attributes

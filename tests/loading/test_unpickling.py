@@ -99,6 +99,8 @@ def test_a_normaliser() -> None:
 def test_what_is_refused_is_named() -> None:
     with pytest.raises(NotAllowedError, match=r"it names 'posix\.system'"):
         loads(pickle.dumps(Call(__import__("os").system, "true")))
+    with pytest.raises(NotAllowedError, match=r"it names 'os\\x1b\[2J\\n\.system'"):  # which would clear a terminal
+        loads(b"\x80\x04" + name("os\x1b[2J\n", "system") + b".")
     with pytest.raises(NotAllowedError, match=r"cloudpickle\.cloudpickle\._make_function"):
         loads(cloudpickle.dumps(lambda progress: 0.1))
 
@@ -198,6 +200,13 @@ MISUSED = {
     "a list in itself": b"]\x94h\x00a.",
     "deep": b"]" * 200 + b"a" * 199 + b".",
     "laughs": b"(]\x94" + b"".join(b"](h%ch%ce\x94" % (i, i) for i in range(40)) + b"t.",
+    "hash of tuples in tuples": b"}" + b")\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"Ns.",
+    "element of tuples in tuples": b"(" + b")\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"\x91.",
+    "unit of tuples in tuples": name("stable_baselines3.common.type_aliases", "TrainFrequencyUnit")
+    + b")\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"\x85R.",
+    "a tensor": b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x01tQ.",
+    "a number of megabytes": b"\x8b\x00\x00\x10\x00" + bytes(2**20) + b".",
+    "shape of many dimensions": ARRAY + b"(C\x00" + DTYPE + b"(" + b"K\x00" * 100 + b"t" + text("C") + b"tR.",
     "fifty million": b"C\x01a\x94" + b"0h\x00" * 2_100_000 + b".",
     "one array many times": b"\x8e" + (2**20).to_bytes(8, "little") + bytes(2**20) + b"\x940"
     + name("numpy", "dtype") + text("b1")
