@@ -137,10 +137,10 @@ def _extend(manager: Any) -> None:
 
 
 def _keep_runs(manager: Any) -> None:
-    """Have rl-zoo3's ExperimentManager write checkpoints that resume, and never two runs into one folder."""
+    """Have rl-zoo3's ExperimentManager write checkpoints that resume, the agent of a run that fails, and one run a folder."""
     from rl_zoo3.utils import get_latest_run_id
 
-    create_callbacks, create_log_folder = manager.create_callbacks, manager.create_log_folder
+    create_callbacks, create_log_folder, learn = manager.create_callbacks, manager.create_log_folder, manager.learn
 
     @wraps(create_callbacks)
     def _create_callbacks(self: Any) -> None:
@@ -166,7 +166,16 @@ def _keep_runs(manager: Any) -> None:
                 self.params_path = f"{self.save_path}/{self.env_name}"
         create_log_folder(self)
 
-    manager.create_callbacks, manager.create_log_folder = _create_callbacks, _create_log_folder
+    @wraps(learn)
+    def _learn(self: Any, model: Any) -> None:
+        try:
+            learn(self, model)
+        except Exception:
+            if self.algo in ALGORITHMS:  # whose updates are made completely or not at all
+                self.save_trained_model(model)
+            raise
+
+    manager.create_callbacks, manager.create_log_folder, manager.learn = _create_callbacks, _create_log_folder, _learn
 
 
 def pass_env_kwargs_of_file() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import runpy
+import signal
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -51,6 +52,11 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         if command == "plot_train":
             arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
+    if command == "train":
+        # rl-zoo3 saves the agent at Ctrl-C alone
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.default_int_handler)
     if command in _LOADING:
         act_in_test_envs()
     if command == "record_video":

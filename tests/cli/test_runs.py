@@ -1,7 +1,10 @@
 """Agents whose environment is registered by a package and made with arguments: what the run's folder knows of them."""
 
 import argparse
+import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch as th
 import yaml
 from helpers import finish, sb3_pg
 
-from sb3_pg import NaturalPG
+from sb3_pg import NaturalPG, VanillaPG
 from sb3_pg.cli.runs import read_args
 from sb3_pg.zoo import register
 
@@ -124,3 +127,40 @@ def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path) -> N
     for manager in managers:
         manager.create_log_folder()
     assert len({manager.save_path for manager in managers}) == 3 == len(list((tmp_path / "vpg").iterdir()))
+
+
+BROKEN = """
+from gymnasium.envs.classic_control import PendulumEnv
+from sb3_pg.cli import main
+step = PendulumEnv.step
+calls = 0
+def broken(self, action):
+    global calls
+    calls += 1
+    observation, reward, *rest = step(self, action)
+    return observation, float("nan") if calls == 700 else reward, *rest
+PendulumEnv.step = broken
+main("train --env Pendulum-v1 -n 5000 --eval-freq -1 --seed 1 -params normalize:True n_envs:1 n_steps:64".split())
+"""
+
+
+def test_the_agent_of_a_run_that_fails_is_saved(tmp_path: Path) -> None:
+    code, out, err = finish(tmp_path, program=("-c", BROKEN))
+    assert code == 1 and "a reward of nan in environment 0" in err.splitlines()[-1]
+    assert "Saving to logs/vpg/Pendulum-v1_1" in out
+    model = VanillaPG.load(tmp_path / "logs/vpg/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model.num_timesteps == 700 and all(bool(p.isfinite().all()) for p in model.policy.parameters())
+    with (tmp_path / "logs/vpg/Pendulum-v1_1/Pendulum-v1/vecnormalize.pkl").open("rb") as file:
+        assert np.isfinite(pickle.load(file).ret_rms.var)
+
+
+def test_a_run_that_is_terminated_saves_its_agent(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sb3_pg", *["train", "--env", "CartPole-v1", "-n", "10000000", "--eval-freq", "-1"]]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "total_timesteps" in line:
+                process.terminate()
+                break
+        process.stdout.read()
+    assert (tmp_path / "logs/vpg/CartPole-v1_1/CartPole-v1.zip").is_file()
