@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import get_latest_run_id, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg import distributed
 from sb3_pg.algorithms.model import Model
 from sb3_pg.saving import NORMALIZER, TRAINING, add_member, is_plain, read_member, set_statistics, write_model
 
@@ -58,6 +59,8 @@ class CheckpointCallback(BaseCallback):
         self._number = -1  # of the last checkpoint; the start of the training is the first
 
     def _on_training_start(self) -> None:
+        if distributed.size() > 1:
+            raise ValueError("Exact checkpoints are of one process: with several, use SB3's CheckpointCallback.")
         if self._resumed is None and self._number < 0:
             seed = self.model.seed
             self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed

@@ -6,6 +6,8 @@ two is ``next_values`` (see :func:`gae`). The first row starts an episode unless
 float64 and vectorised over environments.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -139,7 +141,13 @@ def value_baseline(values: ArrayLike, dones: ArrayLike, per_episode: bool) -> Ar
     return episode_first(values, dones) if per_episode else np.asarray(values, dtype=np.float64)
 
 
-def leave_one_out_baseline(weights: ArrayLike, timesteps: ArrayLike, mask: ArrayLike, other_envs_only: bool = False) -> Array:
+def leave_one_out_baseline(
+    weights: ArrayLike,
+    timesteps: ArrayLike,
+    mask: ArrayLike,
+    other_envs_only: bool = False,
+    total: Callable[[Array], Array] = lambda sums: sums,
+) -> Array:
     """Mean weight at the same t over the *other* episodes that are still running at t; 0 if there is none.
 
     Leaving the episode's own weight out is what keeps b independent of its actions; a plain batch mean is not.
@@ -150,6 +158,7 @@ def leave_one_out_baseline(weights: ArrayLike, timesteps: ArrayLike, mask: Array
     :param mask: steps in use, ``(n_steps, n_envs)``
     :param other_envs_only: leave out all episodes of the environment. Needed where the number of episodes in a column
         depends on how long the earlier ones were, as it does in a fixed window of steps
+    :param total: adds what other processes have played to sums by t, ``(2, n)``, and returns as many or more
     :return: b, ``(n_steps, n_envs)``; 0 on steps that are not in use
     :raises ValueError: if the shapes differ
     """
@@ -158,7 +167,7 @@ def leave_one_out_baseline(weights: ArrayLike, timesteps: ArrayLike, mask: Array
     _check_shapes(weights=weights, timesteps=timesteps, mask=mask)
     t, env = timesteps[mask], np.nonzero(mask)[1]
     used = weights[mask]
-    sums, counts = np.bincount(t, used), np.bincount(t)
+    sums, counts = total(np.stack([np.bincount(t, used), np.bincount(t)]))
     if other_envs_only:
         n_envs = weights.shape[1]
         column = t * n_envs + env

@@ -37,27 +37,32 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
         policy.features_extractor.eval()  # batch statistics are the actor's as well
     parameters = kind.critic_parameters()
     losses = []
-    batch_size = model.batch_size or kind.batch_size(distributed.total(len(batch.steps)))
+    n_steps = distributed.total(len(batch.steps))
+    # This rank's part of a minibatch, so that all have about as many of them
+    share = -(-(model.batch_size or kind.batch_size(n_steps)) * len(batch.steps) // n_steps)
     scale = _follow_scale(model, batch) if model.normalize_targets else 1.0
     head = kind.value_head()
     unit = scale if head is None else 1.0  # of what the networks return
     with _divided(head, scale):
         for _ in range(model.n_critic_updates if parameters else 0):  # none: the user has frozen the critic
-            for minibatch in kind.minibatches(batch.steps, batch_size):
-                values, returns = kind.values(batch.steps[minibatch]) / unit, batch.returns[minibatch] / scale
-                loss = value_loss(values, returns)
-                losses.append(loss.item() * scale**2)
-                require_finite("the critic's loss", losses[-1])
+            for minibatch in distributed.aligned(kind.minibatches(batch.steps, share)):
                 optimizer.zero_grad()
-                # The actor's part of a shared features extractor is not the critic's to change
-                (loss * (len(returns) / distributed.total(len(returns)))).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+                returns = batch.returns[slice(0) if minibatch is None else minibatch] / scale
+                n = distributed.total(len(returns))
+                losses.append(0.0)
+                if minibatch is not None:
+                    loss = value_loss(kind.values(batch.steps[minibatch]) / unit, returns) * (len(returns) / n)
+                    losses[-1] = loss.item() * scale**2
+                    require_finite("the critic's loss", losses[-1])
+                    # The actor's part of a shared features extractor is not the critic's to change
+                    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
                 distributed.sum_gradients(parameters)
                 clip_gradient("the critic's gradient", parameters, model.max_grad_norm)
                 optimizer.step()
     policy.set_training_mode(False)
     before, targets = (distributed.gather(x).cpu().numpy() for x in (batch.values, batch.returns))
     metrics = {"explained_variance": explained_variance(before, targets)}
-    return metrics | {"value_loss": float(np.mean(losses))} if losses else metrics
+    return metrics | {"value_loss": float(np.mean(distributed.total(np.array(losses))))} if losses else metrics
 
 
 def _follow_scale(model: "PolicyGradient", batch: Batch) -> float:

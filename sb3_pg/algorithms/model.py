@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_pg import distributed
 from sb3_pg.algorithms.arguments import check_arguments, check_before_sb3, check_env, check_load_keywords, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
@@ -142,6 +143,7 @@ class Model(RolloutAlgorithm):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer
+        distributed.choose_device()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         action_space = policy_action_space(self.action_space)
@@ -288,13 +290,15 @@ class Model(RolloutAlgorithm):
     ) -> None:
         """Save the model, its optimizers and the statistics of ``VecNormalize``, if it learns from such environments.
 
-        The file is written to its end or not at all: one that was there before stays until then.
+        The file is written to its end or not at all: one that was there before stays until then. Of several processes rank 0
+        alone writes files.
 
         :param path: file, with or without ``.zip``, or a file-like object
         :param exclude: attributes to leave out
         :param include: attributes to save that are left out usually
         """
-        write_model(path, self._to_archive(exclude, include))
+        if distributed.rank() == 0 or not isinstance(path, str | Path):
+            write_model(path, self._to_archive(exclude, include))
 
     def _to_archive(self, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> io.BytesIO:
         archive = io.BytesIO()
@@ -343,6 +347,7 @@ class Model(RolloutAlgorithm):
             actions = to_env_actions(actions, self.action_space)
         return actions, state
 
+    @distributed.parting_together()
     def learn(
         self: SelfModel,
         total_timesteps: int,
@@ -354,7 +359,7 @@ class Model(RolloutAlgorithm):
     ) -> SelfModel:
         """Train for at least ``total_timesteps`` environment steps; the rollout in progress is completed.
 
-        :param total_timesteps: environment steps, over all environments
+        :param total_timesteps: environment steps, over all environments of all processes
         :param callback: called at every step with the state of the rollout
         :param log_interval: rollouts between two logs, or None for none. 0, the default: a log at the end of the rollout that
             completes 2,048 steps since the last one (``LOG_STEPS`` of the class). What a rollout costs depends on the class,

@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg import distributed
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic
 from sb3_pg.algorithms.model import Model
+from sb3_pg.algorithms.ranks import meet, merge_batch_statistics, named_tensors, of_this_rank
 from sb3_pg.algorithms.undo import undone_on_error
 from sb3_pg.finite import require_finite, require_finite_rows, require_rate
 from sb3_pg.losses import score_function_loss
@@ -79,6 +82,15 @@ class PolicyGradient(Model):
 
     # Training
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        distributed.join()
+        if distributed.size() > 1:
+            meet(self)
+        return super()._setup_learn(*args, **kwargs)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return super()._init_callback(of_this_rank(callback), progress_bar and distributed.rank() == 0)
+
     def _finish_rollout(
         self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray
     ) -> None:
@@ -127,11 +139,14 @@ class PolicyGradient(Model):
             then what they were before
         """
         self._follow_policy()
+        if distributed.size() > 1:
+            distributed.require_equal(named_tensors(self))
         with self.kind.computing(), undone_on_error(self):
             batch = make_batch(self)
             metrics = self._update_policy(batch)
             if self.uses_critic:
                 metrics |= self._update_critic(batch)
+            merge_batch_statistics(self.policy, len(batch.steps))
         self._n_updates += 1
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

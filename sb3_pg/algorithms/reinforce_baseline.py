@@ -117,7 +117,7 @@ class ReinforceBaseline(PolicyGradient):
 
     def _check_env(self) -> None:
         super()._check_env()
-        if self.baseline == "leave_one_out" and self.n_envs * (self.n_episodes or 1) == 1:
+        if self.baseline == "leave_one_out" and distributed.size() * self.n_envs * (self.n_episodes or 1) == 1:
             raise ValueError(
                 'baseline="leave_one_out" averages over other episodes: use several environments, or n_episodes of at least 2.'
             )
@@ -131,7 +131,7 @@ class ReinforceBaseline(PolicyGradient):
             weights -= estimators.value_baseline(rollout_buffer.values, done_steps, per_episode)
         elif self.baseline == "leave_one_out":
             others = estimators.leave_one_out_baseline(
-                weights, rollout_buffer.timesteps, mask, other_envs_only=self.n_episodes is None
+                weights, rollout_buffer.timesteps, mask, self.n_episodes is None, distributed.total_padded
             )
             weights -= estimators.episode_first(others, done_steps) if per_episode else others
         elif self.baseline == "running_mean":

@@ -22,6 +22,7 @@ from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
 from sb3_pg.rollouts.episodes import EpisodeSelection
 from sb3_pg.rollouts.guards import NormalizerGuard
+from sb3_pg.rollouts.ranks import Moments, Shared
 from sb3_pg.rollouts.used import Footprint, glance
 from sb3_pg.vec_env import GymnasiumVecEnv, skipped_rows
 
@@ -47,6 +48,9 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
     _callback: BaseCallback | None = None
     #: Where the last rollout has left the environments; None if they have been reset since, or never played in
     _left: "Footprint | str | None" = None
+    #: What several ranks merge of ``VecNormalize``, and the environments that have been given seeds by rank
+    _moments: Moments | None = None
+    _apart: VecEnv | None = None
 
     @property
     @abstractmethod
@@ -84,7 +88,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         return self._kind
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_kind", "_left"]
+        return [*super()._excluded_save_params(), "_kind", "_left", "_moments", "_apart"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -109,6 +113,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         :raises RuntimeError: if no episode ends within ``MAX_EPISODE_STEPS`` where whole ones are collected
         :raises ValueError: if a reward or an observation is not finite
         """
+        shared = Shared(self, self._moments)
         self._callback = callback
         # First of all: it may change whatever a rollout begins with
         callback.on_rollout_start()
@@ -160,9 +165,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
             if is_box:
                 require_finite_actions(actions, n_steps)
-            clipped_actions = self._clip(actions)
-            if is_translated:
-                clipped_actions = to_env_actions(actions, self.action_space)
+            clipped_actions = to_env_actions(actions, self.action_space) if is_translated else self._clip(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             guard.check(n_steps)
             dones = np.asarray(dones, dtype=bool)
@@ -177,6 +180,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
                 self._last_obs, self._last_episode_starts = new_obs, starts  # type: ignore[assignment]
                 self._episode_timesteps = np.where(starts, 0, timesteps + 1)
                 self._left = Footprint(env, new_obs)
+                shared.end(stopped=True)
                 return False
 
             in_use = selection.in_use if was_reset is None else selection.in_use & ~was_reset
@@ -214,6 +218,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             collecting = selection.step(dones, was_reset)
 
         self._left = Footprint(env, self._last_obs)
+        if shared.end(stopped=False):
+            return False  # on another rank
         with self.kind.computing():
             unscored = slice(first if values is None else n_steps, n_steps)
             # A callback that may change the policy may also do so after the rollout
