@@ -229,14 +229,18 @@ def _call(communicate: Callable[[], Any], x: th.Tensor | None = None) -> None:
             th.distributed.all_reduce(th.zeros(1))
         communicate()
     except RuntimeError as error:
-        store = _store()
-        with suppress(RuntimeError):
-            if store.check([_ERROR]):
-                raise _EndedError(store.get(_ERROR).decode()) from error
-        raise _EndedError(
-            "Another rank has ended without an error that it could tell of: it was killed, or its script has ended before the "
-            f"others'. ({str(error).splitlines()[0]})"
-        ) from error
+        raise _EndedError(_first_error(error)) from error
+
+
+def _first_error(broken: RuntimeError) -> str:
+    store = _store()
+    with suppress(RuntimeError):  # the store may have gone with its rank
+        if store.check([_ERROR]):
+            return str(store.get(_ERROR).decode())
+    return (
+        "Another rank has ended without an error that it could tell of: it was killed, or its script has ended before the "
+        f"others'. ({str(broken).splitlines()[0]})"
+    )
 
 
 class _EndedError(RuntimeError):

@@ -1,0 +1,86 @@
+"""Several processes train as one does with all their environments; what happens on one of them leaves no other waiting."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from helpers import ENVIRONMENT, TESTS, collect
+from ranks import CASES, N_ENVS, learn_from, make_model
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_pg import VanillaPG
+from sb3_pg.policies.steps import map_obs
+
+# Seconds within which a fault of one rank has ended all, their start included
+LIMIT = 120
+
+
+def torchrun(n: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(TESTS / "ranks.py"), *arguments], capture_output=True, text=True, timeout=LIMIT, env=environment
+    )
+
+
+def record(case: int) -> dict[str, Any]:
+    """Two rollouts of one process, and the step that it makes of them."""
+    model, rollouts = make_model(case, N_ENVS, double=False), []
+    finish = model._finish_rollout
+
+    def keep(buffer: Any, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray) -> None:
+        names = ("observations", "actions", "values", "log_probs", "rewards", "episode_starts", "timesteps", "mask")
+        rows = {name: map_obs(np.array, getattr(buffer, name)) for name in names}
+        rows["context"] = {name: np.array(x) for name, x in buffer.context.items()}
+        rollouts.append({"rows": rows, "rewards": rows["rewards"], "last_values": last_values.flatten().clone(),
+                         "terminal_values": terminal_values, "dones": np.array(dones)})  # fmt: skip
+        finish(buffer, last_values, terminal_values, dones)
+
+    model._finish_rollout = keep  # type: ignore[method-assign]
+    collect(model)
+    collect(model)
+    double = "Lstm" not in CASES[case][0]  # contrib's memory is of single precision
+    whole = {"rollouts": rollouts, "double": double, "tolerance": 1e-6 if double else 2e-4}
+    return {**whole, "step": learn_from(make_model(case, N_ENVS, double), whole, slice(None))}
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
+    (tmp_path / "records.pkl").write_bytes(pickle.dumps([record(case) for case in range(len(CASES))]))
+    result = torchrun(n, "checks", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert sorted(path.name for path in tmp_path.glob("done_*")) == [f"done_{i}" for i in range(n)]
+    # Rank 0 alone has written, and what it wrote is a model like any other
+    assert [path.name for path in tmp_path.glob("model_of_*")] == ["model_of_0.zip"]
+    assert len(list((tmp_path / "logs").glob("*/*tfevents*"))) == 1
+    VanillaPG.load(tmp_path / "model_of_0", env=make_vec_env("CartPole-v1")).learn(100)
+
+
+@pytest.mark.parametrize(
+    "name, on_0, on_1",
+    [
+        ("error", "EndedError: Rank 1 has ended with KeyError: 'no such thing'", "KeyError: 'no such thing'"),
+        (
+            "nan",
+            "EndedError: Rank 1 has ended with ValueError: Found NaN or infinity in the reward",
+            "ValueError: Found NaN",
+        ),
+        ("interrupt", "EndedError: Rank 1 has ended with KeyboardInterrupt", "KeyboardInterrupt"),
+        ("drift", "RuntimeError: The ranks have drifted apart", "RuntimeError: The ranks have drifted apart"),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all(name: str, on_0: str, on_1: str, tmp_path: Path) -> None:
+    result = torchrun(2, name, str(tmp_path))
+    assert result.returncode != 0
+    for rank, expected in enumerate((on_0, on_1)):
+        assert (tmp_path / f"{name}_{rank}").read_text().startswith(expected), result.stderr
+
+
+def test_ranks_end_when_one_is_killed(tmp_path: Path) -> None:
+    result = torchrun(2, "kill", str(tmp_path))
+    assert result.returncode != 0 and not (tmp_path / "kill_1").exists()
