@@ -156,8 +156,6 @@ class Fault(BaseCallback):
 
     def _on_step(self) -> bool:
         if distributed.rank() == 1 and self.n_calls == 80:
-            if self.fault == "error":
-                raise KeyError("no such thing")
             if self.fault == "nan":
                 self.locals["rewards"][0] = np.nan
             if self.fault == "interrupt":

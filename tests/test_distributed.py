@@ -64,7 +64,6 @@ def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, on_0, on_1",
     [
-        ("error", "EndedError: Rank 1 has ended with KeyError: 'no such thing'", "KeyError: 'no such thing'"),
         (
             "nan",
             "EndedError: Rank 1 has ended with ValueError: Found NaN or infinity in the reward",
