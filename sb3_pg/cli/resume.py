@@ -12,8 +12,9 @@ import yaml
 
 from sb3_pg import zoo
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
-from sb3_pg.cli.runs import read_args
-from sb3_pg.loading import read_settings
+from sb3_pg.cli.runs import check_packages, read_args
+from sb3_pg.cli.trust import check_settings
+from sb3_pg.loading import NotTrustedError, parse_normalize, read_settings
 from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 # Options of a run that a resumed one has as well, by what they are called in args.yml
@@ -32,6 +33,8 @@ _OPTIONS = (
     ),
     *("tensorboard_log", "device", "num_threads", "verbose"),
 )
+# Settings that rl-zoo3 evaluates as Python
+_EVALUATED = ("policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 
 
 def take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -60,6 +63,18 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     find_checkpoint(run)  # or say that there is none
     settings = next((path.parent for path in run.glob("*/args.yml")), run)
     args = read_args(settings, trusted)
+    entry = dict(read_settings(settings / "config.yml"))
+    # What rl-zoo3 would evaluate for a model that the checkpoint's takes the place of
+    entry = {name: value for name, value in entry.items() if name not in _EVALUATED}
+    if isinstance(entry.get("monitor_kwargs"), str):
+        entry["monitor_kwargs"] = parse_normalize(entry["monitor_kwargs"])
+    if not trusted:
+        check_settings(settings)
+        for name in ("callback", "policy"):
+            if (name == "callback" and name in entry) or "." in str(entry.get(name)):
+                raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
+        if args.get("gym_packages"):
+            check_packages(args["gym_packages"], run)
     if args.get("algo") not in zoo.ALGORITHMS:
         raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
@@ -100,7 +115,6 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
 
     with TemporaryDirectory() as folder:
         config = Path(folder) / "config.yml"
-        entry = dict(read_settings(settings / "config.yml"))
         config.write_text(yaml.safe_dump({args["env"]: entry}), encoding="utf-8")
         try:
             manager.__init__, manager.create_envs = initialise, create_envs
