@@ -63,26 +63,17 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     find_checkpoint(run)  # or say that there is none
     settings = next((path.parent for path in run.glob("*/args.yml")), run)
     args = read_args(settings, trusted)
-    entry = dict(read_settings(settings / "config.yml"))
-    # What rl-zoo3 would evaluate for a model that the checkpoint's takes the place of
-    entry = {name: value for name, value in entry.items() if name not in _EVALUATED}
-    if isinstance(entry.get("monitor_kwargs"), str):
-        entry["monitor_kwargs"] = parse_normalize(entry["monitor_kwargs"])
-    if not trusted:
-        check_settings(settings)
-        for name in ("callback", "policy"):
-            if (name == "callback" and name in entry) or "." in str(entry.get(name)):
-                raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
-        if args.get("gym_packages"):
-            check_packages(args["gym_packages"], run)
     if args.get("algo") not in zoo.ALGORITHMS:
         raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
+    entry = _read_entry(run, settings, trusted)
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
               for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip
     for name in ("env_kwargs", "eval_env_kwargs"):
         if args.get(name):
             of_run += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in args[name].items())]
     if args.get("gym_packages"):
+        if not trusted:
+            check_packages(args["gym_packages"], run)
         of_run += ["--gym-packages", *args["gym_packages"]]
     manager: Any = ExperimentManager
     names = ("__init__", "create_log_folder", "_save_config", "create_envs", "learn", "save_trained_model")
@@ -124,3 +115,18 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
         finally:
             for name, value in before.items():
                 setattr(manager, name, value)
+
+
+def _read_entry(run: Path, settings: Path, trusted: bool) -> dict[str, Any]:
+    """The hyperparameters of a run, without what would be run of them."""
+    entry = dict(read_settings(settings / "config.yml"))
+    # What rl-zoo3 would evaluate for a model that the checkpoint's takes the place of
+    entry = {name: value for name, value in entry.items() if name not in _EVALUATED}
+    if isinstance(entry.get("monitor_kwargs"), str):
+        entry["monitor_kwargs"] = parse_normalize(entry["monitor_kwargs"])
+    if not trusted:
+        check_settings(settings)
+        for name in ("callback", "policy"):
+            if (name == "callback" and name in entry) or "." in str(entry.get(name)):
+                raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
+    return entry
