@@ -3,7 +3,7 @@
 import sb3_pg
 
 project = "sb3_pg"
-author = copyright = "The sb3_pg developers"  # noqa: A001
+author = copyright = "The sb3_pg developers"
 release = sb3_pg.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 html_theme = "furo"
