@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: all train test check format lint types build clean
+.PHONY: all train test docs soak check format lint types build clean
 all: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -40,3 +40,10 @@ build: $(STAMP)
 
 clean:
 	rm -rf $(VENV) dist
+
+docs: $(STAMP)  ## build the documentation site into docs/_build; warnings are errors
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
+soak: $(STAMP)  ## kill a hundred trainings at random moments and resume them; rows in benchmarks/soak.csv
+	$(BIN)/python benchmarks/soak.py

@@ -130,7 +130,9 @@ def above(one: Any, other: Any) -> bool:
 
 def test_order_on_cartpole() -> None:
     # Agents agree on the order of variances. Which estimator is best, bias included, depends on the agent: GAE for this one
-    model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=2), n_steps=32, seed=2, device="cpu")
+    model = VanillaPG(
+        "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=2), n_steps=32, n_critic_updates=5, seed=2, device="cpu"
+    )
     fresh = by_name(gradient_diagnostics(model, gae_lambdas=(0.95,)))
     assert above(fresh["return"], fresh["reward_to_go"])
     model.learn(15_000)

@@ -51,7 +51,7 @@ def test_example(path: Path, tmp_path: Path) -> None:
 
 
 def test_readme_and_docs_have_snippets() -> None:
-    assert {"README 0", "README 3", "memory_and_masks 2"} <= {name for name, _ in SNIPPETS}
+    assert {"README 0", "README 1", "memory_and_masks 2", "resuming 1"} <= {name for name, _ in SNIPPETS}
 
 
 @pytest.mark.parametrize("snippet", [snippet for _, snippet in SNIPPETS], ids=[name for name, _ in SNIPPETS])

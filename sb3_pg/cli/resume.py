@@ -12,8 +12,9 @@ import yaml
 
 from sb3_pg import zoo
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
-from sb3_pg.cli.runs import read_args
-from sb3_pg.loading import read_settings
+from sb3_pg.cli.runs import check_packages, read_args
+from sb3_pg.cli.trust import check_settings
+from sb3_pg.loading import NotTrustedError, parse_normalize, read_settings
 from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 # Options of a run that a resumed one has as well, by what they are called in args.yml
@@ -32,6 +33,8 @@ _OPTIONS = (
     ),
     *("tensorboard_log", "device", "num_threads", "verbose"),
 )
+# Settings that rl-zoo3 evaluates as Python
+_EVALUATED = ("policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 
 
 def take_resume(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -62,12 +65,15 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     args = read_args(settings, trusted)
     if args.get("algo") not in zoo.ALGORITHMS:
         raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
+    entry = _read_entry(run, settings, trusted)
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
               for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip
     for name in ("env_kwargs", "eval_env_kwargs"):
         if args.get(name):
             of_run += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in args[name].items())]
     if args.get("gym_packages"):
+        if not trusted:
+            check_packages(args["gym_packages"], run)
         of_run += ["--gym-packages", *args["gym_packages"]]
     manager: Any = ExperimentManager
     names = ("__init__", "create_log_folder", "_save_config", "create_envs", "learn", "save_trained_model")
@@ -100,7 +106,6 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
 
     with TemporaryDirectory() as folder:
         config = Path(folder) / "config.yml"
-        entry = dict(read_settings(settings / "config.yml"))
         config.write_text(yaml.safe_dump({args["env"]: entry}), encoding="utf-8")
         try:
             manager.__init__, manager.create_envs = initialise, create_envs
@@ -110,3 +115,18 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
         finally:
             for name, value in before.items():
                 setattr(manager, name, value)
+
+
+def _read_entry(run: Path, settings: Path, trusted: bool) -> dict[str, Any]:
+    """The hyperparameters of a run, without what would be run of them."""
+    entry = dict(read_settings(settings / "config.yml"))
+    # What rl-zoo3 would evaluate for a model that the checkpoint's takes the place of
+    entry = {name: value for name, value in entry.items() if name not in _EVALUATED}
+    if isinstance(entry.get("monitor_kwargs"), str):
+        entry["monitor_kwargs"] = parse_normalize(entry["monitor_kwargs"])
+    if not trusted:
+        check_settings(settings)
+        for name in ("callback", "policy"):
+            if (name == "callback" and name in entry) or "." in str(entry.get(name)):
+                raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
+    return entry

@@ -115,6 +115,11 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     assert "Mean reward" in sb3_pg(
         tmp_path, f"enjoy --algo npg --env Pendulum-v1 -f whole --no-render -n 201 --load-checkpoint {steps[0]}"
     )
+    config = killed / "Pendulum-v1/config.yml"
+    for evil, message in (("callback: os.system", "the callback"), ("env_wrapper: os.system", "the wrapper 'os.system'")):
+        config.write_text(f"{evil}\npolicy: MlpPolicy\npolicy_kwargs: open('{tmp_path / 'touched'}', 'w')\n")
+        code, _, err = finish(tmp_path, "train", "--resume", str(killed))
+        assert code == 1 and message in err and not (tmp_path / "touched").exists()
     code, _, err = finish(tmp_path, "train", "--resume", "nowhere")
     assert code == 1 and "nowhere has no checkpoint to go on from" in err
 
