@@ -1,6 +1,6 @@
 """Kill trainings at random moments and resume them: each has to end bit for bit as the one that was not disturbed.
 
-One row a kill in benchmarks/soak.csv; finished rows are kept: start it again to go on. `python benchmarks/soak.py --kills 100`.
+One row a kill in benchmarks/soak.csv; finished rows are kept: start it again to go on (`--kills 100`).
 """
 
 import argparse
