@@ -256,8 +256,8 @@ def check_rate(name: str, value: Any) -> None:
     """Refuse what is neither a schedule nor a finite number of at least 0."""
     if callable(value):
         _check_schedule(name, value, 0.0)
-    elif not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a schedule, not {value!r}.")
+    elif not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
     else:
         check_number(name, value, 0.0, inf)
 
