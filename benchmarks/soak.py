@@ -1,6 +1,6 @@
 """Kill trainings at random moments and resume them: each has to end bit for bit as the one that was not disturbed.
 
-One row a kill in benchmarks/soak.csv; finished rows are kept: start it again to go on. `python benchmarks/soak.py --kills 100`.
+One row a kill in benchmarks/soak.csv; finished rows are kept: start it again to go on (`--kills 100`).
 """
 
 import argparse
@@ -12,7 +12,6 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,9 @@ def run(name: str, folder: Path) -> None:
     write_atomically(folder / "end", digest.hexdigest().encode())
 
 
-def start(target: Callable[..., None], *arguments: Any) -> Any:
-    """Run in a process of its own, which has imported all that it needs."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+def start(name: str, folder: Path) -> Any:
+    """Have :func:`run` in a process of its own, which has imported all that it needs."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(name, folder))
     process.start()
     return process
 
@@ -93,18 +92,18 @@ def main() -> None:
             name = names[i % len(names)]
             if name not in ends:
                 began = time.perf_counter()
-                start(run, name, Path(temporary) / f"whole {name}").join()
+                start(name, Path(temporary) / f"whole {name}").join()
                 ends[name] = (Path(temporary) / f"whole {name}" / "end").read_text(), time.perf_counter() - began
             expected, duration = ends[name]
             folder = Path(temporary) / str(i)
-            process = start(run, name, folder)
+            process = start(name, folder)
             delay = float(rng.uniform(0.0, duration))
             time.sleep(delay)
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)
             process.join()
             n_checkpoints = len(list(folder.glob("*_steps.zip")))
-            start(run, name, folder).join()
+            start(name, folder).join()
             same = (folder / "end").is_file() and (folder / "end").read_text() == expected
             writer.writerow([name, f"{delay:.2f}", n_checkpoints, same])
             file.flush()

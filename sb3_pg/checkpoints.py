@@ -7,7 +7,6 @@ Whatever comes after depends on what the checkpoint holds, and on nothing else.
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import distributed
 from sb3_pg.algorithms.model import Model
+from sb3_pg.rollouts.callbacks import walk
 from sb3_pg.saving import NORMALIZER, TRAINING, add_member, is_plain, read_member, set_statistics, write_model
 
 SelfModel = TypeVar("SelfModel", bound=Model)
 
 # Of SB3's callbacks: what ``learn`` sets anew
 _NOT_SAVED = ("locals", "globals", "verbose", "num_timesteps")
-# Attributes under which callbacks keep those that they call
-_CHILDREN = ("callback", "callback_on_new_best", "callback_after_eval")
 # Files of a run that grow line by line
 _GROWING = ("*.monitor.csv", "monitor.csv", "*.tfevents.*")
 
@@ -93,7 +91,7 @@ class CheckpointCallback(BaseCallback):
         of_generators, of_envs, of_evaluations = _derive(self._seed, self._number)
         set_random_seed(of_generators)
         model.action_space.seed(of_generators)
-        for i, callback in enumerate(_all_callbacks(model._callback)):
+        for i, callback in enumerate(_with_state(model._callback)):
             if isinstance(callback, EvalCallback):
                 callback.eval_env.seed(of_evaluations + 1000 * i)
         env = self.training_env
@@ -118,7 +116,7 @@ class CheckpointCallback(BaseCallback):
             "logger": [model.logger.name_to_value, model.logger.name_to_count,
                        {name: list(formats or ()) for name, formats in model.logger.name_to_excluded.items()}],
             "abandoned": env.env_method("count_abandoned") if env.has_attr("count_abandoned") else [],
-            "callbacks": [_state_of(callback) for callback in _all_callbacks(model._callback)],
+            "callbacks": [_state_of(callback) for callback in _with_state(model._callback)],
             "log_files": _sizes(Path(log_folder)) if log_folder else {},
             "files": _sizes(self.folder),
         }  # fmt: skip
@@ -135,7 +133,7 @@ class CheckpointCallback(BaseCallback):
         logger.name_to_value.update(values)
         logger.name_to_count.update(counts)
         logger.name_to_excluded.update({name: tuple(formats) for name, formats in excluded.items()})
-        callbacks = list(_all_callbacks(model._callback))
+        callbacks = _with_state(model._callback)
         if len(callbacks) != len(state["callbacks"]):
             raise ValueError(
                 f"The checkpoint was written with {len(state['callbacks'])} callbacks, and there are {len(callbacks)}: resume "
@@ -238,15 +236,10 @@ def _check_seeds(env: VecEnv, seed: int) -> None:
         )
 
 
-def _all_callbacks(callback: Any) -> Iterator[BaseCallback]:
-    """A callback and all that it calls, but for ours and those that show the progress."""
-    if isinstance(callback, CheckpointCallback | ProgressBarCallback):
-        return
-    if isinstance(callback, BaseCallback) and not isinstance(callback, CallbackList):
-        yield callback
-    for child in [*getattr(callback, "callbacks", ()), *(getattr(callback, name, None) for name in _CHILDREN)]:
-        if isinstance(child, BaseCallback):
-            yield from _all_callbacks(child)
+def _with_state(callback: BaseCallback | None) -> list[BaseCallback]:
+    """A callback and all that it calls, but for lists, ours and those that show the progress."""
+    stateless = CallbackList | CheckpointCallback | ProgressBarCallback
+    return [called for called in walk(callback) if isinstance(called, BaseCallback) and not isinstance(called, stateless)]
 
 
 def _state_of(callback: BaseCallback) -> dict[str, Any]:

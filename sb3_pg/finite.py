@@ -22,13 +22,18 @@ def require_finite(what: str, value: float) -> None:
         )
 
 
+def is_rate(value: Any, low: float = 0.0) -> bool:
+    """Whether what a schedule returned is a finite number of at least ``low``."""
+    return isinstance(value, Real) and isfinite(value) and value >= low  # type: ignore[operator]
+
+
 def require_rate(what: str, value: float, low: float = 0.0) -> None:
     """Refuse what a schedule returned if it is no finite number, or below ``low``.
 
     :param what: what the schedule is of
     :raises ValueError: naming it
     """
-    if not (isinstance(value, Real) and isfinite(value) and value >= low):
+    if not is_rate(value, low):
         range_ = " of at least 0" if low == 0.0 else ""
         raise ValueError(
             f"The schedule of {what} returned {value!r}: it has to be a finite number{range_}. The update is not made: the "

@@ -320,6 +320,14 @@ class GymnasiumVecEnv(VecEnv):
         return masks
 
 
+def find_layers(env: VecEnv) -> list[VecEnv]:
+    """Vector environments from the outermost wrapper to what is wrapped."""
+    layers = [env]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    return layers
+
+
 def skipped_rows(env: VecEnv, has_mask: bool = True) -> GymnasiumVecEnv | None:
     """The environments under all wrappers, if some of their rows are resets, which whoever steps them has to leave out.
 
@@ -327,13 +335,10 @@ def skipped_rows(env: VecEnv, has_mask: bool = True) -> GymnasiumVecEnv | None:
     :param has_mask: whether the buffer can leave rows out
     :raises ValueError: if the buffer or a wrapper would take these rows for steps
     """
-    layers: list[Any] = [env]
-    while isinstance(layers[-1], VecEnvWrapper):
-        layers.append(layers[-1].venv)
-    base = layers[-1]
+    *wrappers, base = find_layers(env)
     if not (isinstance(base, GymnasiumVecEnv) and base.has_reset_rows):
         return None
-    counting = [type(layer).__name__ for layer in layers if isinstance(layer, _COUNTING)]
+    counting = [type(wrapper).__name__ for wrapper in wrappers if isinstance(wrapper, _COUNTING)]
     if counting or not has_mask:
         raise ValueError(
             f"{(counting or ['This rollout_buffer_class'])[0]} takes every row for a step, and these environments spend one "

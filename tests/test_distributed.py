@@ -14,18 +14,17 @@ from ranks import CASES, N_ENVS, learn_from, make_model
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pg import VanillaPG
+from sb3_pg.cli import main
 from sb3_pg.policies.steps import map_obs
 
 # Seconds within which a fault of one rank has ended all, their start included
 LIMIT = 120
 
 
-def torchrun(n: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def torchrun(n: int, *arguments: str, script: Path = TESTS / "ranks.py") -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, str(TESTS / "ranks.py"), *arguments], capture_output=True, text=True, timeout=LIMIT, env=environment
-    )
+    return subprocess.run([*command, str(script), *arguments], capture_output=True, text=True, timeout=LIMIT, env=environment)
 
 
 def record(case: int) -> dict[str, Any]:
@@ -83,3 +82,16 @@ def test_a_fault_of_one_rank_ends_all(name: str, on_0: str, on_1: str, tmp_path:
 def test_ranks_end_when_one_is_killed(tmp_path: Path) -> None:
     result = torchrun(2, "kill", str(tmp_path))
     assert result.returncode != 0 and not (tmp_path / "kill_1").exists()
+
+
+def test_the_example_trains_with_several_processes() -> None:
+    result = torchrun(2, "600", script=TESTS.parent / "examples" / "12_many_processes.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("return") == 1 and "steps of 2 processes" in result.stdout
+
+
+def test_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="the commands run in one process"):
+        main(["train"])

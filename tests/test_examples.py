@@ -1,5 +1,6 @@
 """Every example and every Python snippet of README and docs runs."""
 
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ARGUMENTS = {
     "09": ["600"],
     "10": ["600"],
     "11": ["600"],
+    "12": ["600"],
 }
 # What an example prints: text, or a number below a bound
 PRINTS = {"05": "Saving to logs/vpg", "07": (r"largest error of the mean ([\d.]+)", 0.05), "08": (r"f\(mean\) = (\d+)", 5.0)}
@@ -58,6 +60,23 @@ def test_readme_and_docs_have_snippets() -> None:
 def test_snippet(snippet: str, tmp_path: Path) -> None:
     # Shorter training, the same code
     run(["-c", re.sub(r"\d+_000\b", "600", snippet)], tmp_path)
+
+
+def test_what_the_theorem_cites_exists() -> None:
+    page = (ROOT / "docs/theorem.md").read_text()
+    tests = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", page)
+    functions = re.findall(r"\{py:\w+\}`~([\w.]+)`", page)
+    assert len(tests) > 20 and len(functions) > 10
+    for test, path in tests:
+        assert re.search(rf"^def {test}\(", (ROOT / path).read_text(), flags=re.MULTILINE), test
+    for name in functions:
+        assert pkgutil.resolve_name(name).__doc__, name
+
+
+def test_the_theorems_numbers_are_what_its_snippet_prints(tmp_path: Path) -> None:
+    page = (ROOT / "docs/theorem.md").read_text()
+    [(snippet, printed)] = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, flags=re.DOTALL)
+    assert run(["-c", snippet], tmp_path) == printed
 
 
 def test_the_readmes_commands_exist() -> None:

@@ -23,6 +23,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.finite import is_rate
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 from sb3_pg.vec_env import skipped_rows
@@ -256,8 +257,8 @@ def check_rate(name: str, value: Any) -> None:
     """Refuse what is neither a schedule nor a finite number of at least 0."""
     if callable(value):
         _check_schedule(name, value, 0.0)
-    elif not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number or a schedule, not {value!r}.")
+    elif not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
     else:
         check_number(name, value, 0.0, inf)
 
@@ -266,8 +267,8 @@ def _check_schedule(name: str, schedule: Any, low: float) -> None:
     """Refuse a function that returns no finite number of at least ``low`` at the start of training."""
     what = f"{name} must be a number, or a function of the progress remaining that returns finite ones"
     try:
-        value: Any = schedule(1.0)
+        value = schedule(1.0)
     except Exception as error:
         raise TypeError(f"{what}: {schedule!r} fails ({error}).") from error
-    if not (isinstance(value, Real) and isfinite(value) and value >= low):  # type: ignore[operator]
+    if not is_rate(value, low):
         raise ValueError(f"{what}, but {schedule!r} returned {value!r}.")

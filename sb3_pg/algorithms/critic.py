@@ -41,7 +41,7 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
     # This rank's part of a minibatch, so that all have about as many of them
     share = -(-(model.batch_size or kind.batch_size(n_steps)) * len(batch.steps) // n_steps)
     scale = _follow_scale(model, batch) if model.normalize_targets else 1.0
-    head = kind.value_head()
+    head = kind.value_head() if model.normalize_targets else None
     unit = scale if head is None else 1.0  # of what the networks return
     with _divided(head, scale):
         for _ in range(model.n_critic_updates if parameters else 0):  # none: the user has frozen the critic

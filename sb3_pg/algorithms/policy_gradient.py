@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg import distributed
@@ -170,8 +170,7 @@ class PolicyGradient(Model):
         # The mode the rollout was played in: dropout or batch statistics would score another policy
         if self.policy.training:
             self.policy.set_training_mode(False)
-        require_rate("learning_rate", self.lr_schedule(self._current_progress_remaining))
-        self._update_learning_rate(self.policy.optimizer)
+        learning_rate = self._set_rate("learning_rate", self.lr_schedule, self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         policy_loss, entropy_sum, normalizer = 0.0, 0.0, self._normalizer
         log_probs = th.empty_like(batch.weights)
@@ -202,6 +201,7 @@ class PolicyGradient(Model):
             "policy_loss": distributed.total(policy_loss),
             "entropy_loss": -distributed.total(entropy_sum) / distributed.total(len(batch.steps)),
             "approx_kl": self._estimate_kl(batch, log_probs),
+            "learning_rate": learning_rate,
             **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
             **metrics,
         }
@@ -225,7 +225,12 @@ class PolicyGradient(Model):
 
     def _update_critic(self, batch: Batch) -> dict[str, float]:
         """The critic's fit, at its own learning rate; return what to log."""
-        learning_rate = self.critic_lr_schedule(self._current_progress_remaining)
-        require_rate("the critic's learning rate", learning_rate)
-        update_learning_rate(self.critic_optimizer, learning_rate)
+        learning_rate = self._set_rate("the critic's learning rate", self.critic_lr_schedule, self.critic_optimizer)
         return {**fit_critic(self, batch), "critic_learning_rate": learning_rate}
+
+    def _set_rate(self, what: str, schedule: Schedule, optimizer: th.optim.Optimizer) -> float:
+        """Ask a schedule for the rate of this update and give it to the optimizer."""
+        rate = schedule(self._current_progress_remaining)
+        require_rate(what, rate)
+        update_learning_rate(optimizer, rate)
+        return rate

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 import sb3_pg
+from sb3_pg import distributed
 from sb3_pg.cli.errors import explain
 
 _COMMANDS = {
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     own = parser.parse_args(argv[:n_own])
     command, arguments = own.command, argv[n_own:]
     try:
+        if distributed.size() > 1:
+            raise ValueError("the commands run in one process: under torchrun, train with a script of your own.")
         if command == "benchmark":
             from sb3_pg.cli.benchmark import main as benchmark
 

@@ -12,6 +12,7 @@ import yaml
 
 from sb3_pg import zoo
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
+from sb3_pg.cli.replacing import replacing
 from sb3_pg.cli.runs import check_packages, read_args
 from sb3_pg.cli.trust import check_settings
 from sb3_pg.loading import NotTrustedError, parse_normalize, read_settings
@@ -19,20 +20,9 @@ from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 # Options of a run that a resumed one has as well, by what they are called in args.yml
 _OPTIONS = (
-    *(
-        "algo",
-        "env",
-        "seed",
-        "n_timesteps",
-        "eval_freq",
-        "eval_episodes",
-        "n_eval_envs",
-        "save_freq",
-        "vec_env",
-        "log_interval",
-    ),
-    *("tensorboard_log", "device", "num_threads", "verbose"),
-)
+    "algo", "env", "seed", "n_timesteps", "eval_freq", "eval_episodes", "n_eval_envs", "save_freq", "vec_env", "log_interval",
+    "tensorboard_log", "device", "num_threads", "verbose",
+)  # fmt: skip
 # Settings that rl-zoo3 evaluates as Python
 _EVALUATED = ("policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 
@@ -76,22 +66,18 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
             check_packages(args["gym_packages"], run)
         of_run += ["--gym-packages", *args["gym_packages"]]
     manager: Any = ExperimentManager
-    names = ("__init__", "create_log_folder", "_save_config", "create_envs", "learn", "save_trained_model")
-    before = {name: vars(manager)[name] for name in names}
+    init, create_envs, save_trained_model = manager.__init__, manager.create_envs, manager.save_trained_model
 
-    @wraps(before["__init__"])
+    @wraps(init)
     def initialise(self: Any, *positional: Any, **kwargs: Any) -> None:
-        before["__init__"](self, *positional, **kwargs)
+        init(self, *positional, **kwargs)
         self.save_path, self.params_path = str(run), str(settings)
 
-    @wraps(before["create_envs"])
-    def create_envs(self: Any, *positional: Any, **kwargs: Any) -> Any:
-        monitor_init: Any = EpisodeMonitor.__init__
-        EpisodeMonitor.__init__ = partialmethod(monitor_init, override_existing=False)  # type: ignore[assignment]
-        try:
-            return before["create_envs"](self, *positional, **kwargs)
-        finally:
-            EpisodeMonitor.__init__ = monitor_init  # type: ignore[method-assign]
+    @wraps(create_envs)
+    def create(self: Any, *positional: Any, **kwargs: Any) -> Any:
+        appending = partialmethod(EpisodeMonitor.__init__, override_existing=False)
+        with replacing((EpisodeMonitor, "__init__", appending)):
+            return create_envs(self, *positional, **kwargs)
 
     def learn(self: Any, model: Any) -> None:
         others = [callback for callback in self.callbacks if not isinstance(callback, CheckpointCallback)]
@@ -100,21 +86,26 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
         finally:
             model.get_env().close()
 
-    @wraps(before["save_trained_model"])
-    def save_trained_model(self: Any, model: Any) -> None:
-        before["save_trained_model"](self, self.resumed)
+    @wraps(save_trained_model)
+    def save(self: Any, model: Any) -> None:
+        save_trained_model(self, self.resumed)
 
+    def keep(self: Any, *_: Any) -> None:
+        """What is in the folder."""
+
+    replaced = dict(
+        __init__=initialise,
+        create_log_folder=keep,
+        _save_config=keep,
+        create_envs=create,
+        learn=learn,
+        save_trained_model=save,
+    )
     with TemporaryDirectory() as folder:
         config = Path(folder) / "config.yml"
         config.write_text(yaml.safe_dump({args["env"]: entry}), encoding="utf-8")
-        try:
-            manager.__init__, manager.create_envs = initialise, create_envs
-            manager.learn, manager.save_trained_model = learn, save_trained_model
-            manager.create_log_folder = manager._save_config = lambda self, *_: None
+        with replacing(*((manager, name, value) for name, value in replaced.items())):
             yield [*of_run, "-f", str(run.parent.parent), "--conf-file", str(config), *arguments]
-        finally:
-            for name, value in before.items():
-                setattr(manager, name, value)
 
 
 def _read_entry(run: Path, settings: Path, trusted: bool) -> dict[str, Any]:
@@ -126,7 +117,7 @@ def _read_entry(run: Path, settings: Path, trusted: bool) -> dict[str, Any]:
         entry["monitor_kwargs"] = parse_normalize(entry["monitor_kwargs"])
     if not trusted:
         check_settings(settings)
-        for name in ("callback", "policy"):
-            if (name == "callback" and name in entry) or "." in str(entry.get(name)):
-                raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
+        name = "callback" if "callback" in entry else "policy"
+        if name == "callback" or "." in str(entry.get(name)):
+            raise NotTrustedError(f"the run asks for the {name} {str(entry[name])[:100]!r}, which would be imported")
     return entry

@@ -6,7 +6,7 @@ reads them with :mod:`sb3_pg.loading` instead, unless the user says ``--trust``.
 
 import importlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import yaml
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from sb3_pg.algorithms.model import Model
+from sb3_pg.cli.replacing import replacing
 from sb3_pg.loading import (
     NotTrustedError,
     load_model,
@@ -66,14 +67,13 @@ def distrusting(command: str) -> Iterator[None]:
     if command == "plot_from_file":
         module = importlib.import_module("rl_zoo3.plots.plot_from_file")
         replaced.append((module, "pickle", SimpleNamespace(load=lambda file: read_pickle(file.name))))
-    with ExitStack() as stack:
-        for owner, name, value in replaced:
-            stack.callback(setattr, owner, name, vars(owner)[name])
-            setattr(owner, name, value)
-        algorithms = dict(utils.ALGOS)
-        stack.callback(utils.ALGOS.update, algorithms)
+    algorithms = dict(utils.ALGOS)
+    with replacing(*replaced):
         utils.ALGOS.update({name: _distrustful(cls) for name, cls in algorithms.items()})
-        yield
+        try:
+            yield
+        finally:
+            utils.ALGOS.update(algorithms)
 
 
 def _distrustful(algorithm: type[Any]) -> type[Any]:

@@ -12,6 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.cli.replacing import replacing
 from sb3_pg.vec_env import GymnasiumVecEnv
 
 _NAMES = ("gymnasium", "envpool")
@@ -36,8 +37,7 @@ def training_in(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    zoo: Any = exp_manager
-    manager = zoo.ExperimentManager
+    manager: Any = exp_manager.ExperimentManager
     init, create_envs = manager.__init__, manager.create_envs
 
     @wraps(init)
@@ -54,17 +54,11 @@ def training_in(name: str | None) -> Iterator[None]:
             is_plain = not (eval_env or self.normalize or self.frame_stack or self.vec_env_wrapper)
             return _make_gymnasium(self.env_name.gym_id, make_env, is_plain, **kwargs)
 
-        zoo.make_vec_env = make
-        try:
+        with replacing((exp_manager, "make_vec_env", make)):
             return create_envs(self, n_envs, eval_env, no_log)
-        finally:
-            zoo.make_vec_env = make_vec_env
 
-    manager.__init__, manager.create_envs = initialise, create
-    try:
+    with replacing((manager, "__init__", initialise), (manager, "create_envs", create)):
         yield
-    finally:
-        manager.__init__, manager.create_envs = init, create_envs
 
 
 def _make_gymnasium(env_id: str, make_env: Callable[..., gym.Env], may_be_native: bool, **kwargs: Any) -> VecEnv:

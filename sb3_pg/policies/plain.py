@@ -207,11 +207,17 @@ class PlainKind(PolicyKind):
         """``function`` of the steps in use, environment by environment, into a field of the buffer; 0 elsewhere."""
         field[rows] = 0.0
         flat = field.reshape(-1)  # a view
-        used = np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T[buffer.mask[rows].T]
-        steps = self._take_steps(buffer, used)
         with th.no_grad():
-            for chunk in self.chunks(steps):
-                flat[used[chunk]] = function(steps[chunk]).cpu().numpy()
+            for part, steps in self._take_chunks(buffer, self._by_env(buffer, rows)[buffer.mask[rows].T]):
+                flat[part] = function(steps).cpu().numpy()
+
+    def _by_env(self, buffer: "EpisodeRolloutBuffer", rows: slice) -> np.ndarray:
+        """Steps of the buffer as :meth:`_take_steps` counts them, ``(n_envs, n_steps)``."""
+        return np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T
+
+    def _take_chunks(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Iterable[tuple[np.ndarray, Steps]]:
+        """Rows of the buffer in chunks, of which one at a time is copied."""
+        return ((rows[chunk], self._take_steps(buffer, rows[chunk])) for chunk in _slices(len(rows)))
 
     def _take_steps(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Steps:
         """Rows of the buffer, counted through its environments and then through time."""

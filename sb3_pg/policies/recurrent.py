@@ -22,7 +22,7 @@ from sb3_pg.policies import kind
 from sb3_pg.policies.kernels import differentiable
 from sb3_pg.policies.plain import PlainKind
 from sb3_pg.policies.sampling import is_plain_lstm, is_plain_mlp, numpy_features, numpy_lstm, numpy_outputs
-from sb3_pg.policies.steps import Rows, Steps, take_obs
+from sb3_pg.policies.steps import Rows, Steps, map_obs, take_obs
 
 if TYPE_CHECKING:
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -213,8 +213,7 @@ class RecurrentKind(PlainKind):
         for index, is_step in _pad(segment):
             marks, index, is_step = segment[index[:, 0]], index.ravel(), is_step.ravel()
             states = self._take_memory(initial, marks)
-            outputs = function(steps[index], states, self._no_starts(len(index)))
-            parts.append([x[is_step] for x in outputs])
+            parts.append([x[is_step] for x in function(steps[index], states, self._no_starts(len(index)))])
             rows.append(index[is_step])
         order = np.argsort(np.concatenate(rows))
         return tuple(th.cat(x)[order] for x in zip(*parts, strict=True))
@@ -241,9 +240,14 @@ class RecurrentKind(PlainKind):
         """Also the memory of a critic that has its own, where the episodes in progress go on."""
         super().fill_values(buffer, rows, goes_on)
         if goes_on and self.policy.lstm_critic is not None:
-            steps = self._take_steps(buffer, np.arange(buffer.mask.size).reshape(buffer.mask.shape)[rows].T.ravel())
+            steps = self._take_steps(buffer, self._by_env(buffer, rows).ravel())
             with th.no_grad():
                 self._critic_memory, self._is_carried = self._final_critic_memory(steps), True
+
+    def _take_chunks(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Iterable[tuple[np.ndarray, Steps]]:
+        """Of whole segments, which are found among all steps."""
+        steps = self._take_steps(buffer, rows)
+        return ((rows[chunk], steps[chunk]) for chunk in self.chunks(steps))
 
     def _final_critic_memory(self, steps: Steps) -> Memory:
         """The critic's memory after the last step of each environment, of a rollout that is cut."""
@@ -304,12 +308,8 @@ class RecurrentKind(PlainKind):
             out[is_played], out[lasts] = played[np.concatenate(rows)], np.reshape(following, (-1, *played.shape[1:]))
             return out
 
-        if isinstance(buffer.observations, dict):
-            obs: Any = {key: insert(played, last_obs[key]) for key, played in buffer.observations.items()}
-        else:
-            obs = insert(buffer.observations, last_obs)
-        actions = np.zeros((len(is_played), buffer.action_dim), np.float32)
-        extended = self.to_steps(obs, actions, {"segment": np.concatenate(segment)})
+        obs = map_obs(insert, buffer.observations, last_obs)
+        extended = self.to_steps(obs, np.zeros((len(is_played), buffer.action_dim)), {"segment": np.concatenate(segment)})
         values = np.empty(len(extended), np.float32)
         with th.no_grad():
             for chunk in self.chunks(extended):

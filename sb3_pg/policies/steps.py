@@ -11,9 +11,11 @@ import torch as th
 Rows = slice | np.ndarray | th.Tensor
 
 
-def map_obs(function: Callable[[Any], Any], x: Any) -> Any:
-    """``function`` of an array or tensor, or of each entry of a dictionary of them."""
-    return {key: function(value) for key, value in x.items()} if isinstance(x, dict) else function(x)
+def map_obs(function: Callable[..., Any], x: Any, *others: Any) -> Any:
+    """``function`` of arrays or tensors, or of the entries under each key of dictionaries of them."""
+    if isinstance(x, dict):
+        return {key: function(value, *(other[key] for other in others)) for key, value in x.items()}
+    return function(x, *others)
 
 
 def take_obs(observations: Any, rows: Any) -> Any:

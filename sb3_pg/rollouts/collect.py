@@ -20,6 +20,7 @@ from sb3_pg.policies.kind import Sampler
 from sb3_pg.policies.snapshot import Snapshot
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
+from sb3_pg.rollouts.callbacks import walk
 from sb3_pg.rollouts.episodes import EpisodeSelection
 from sb3_pg.rollouts.guards import NormalizerGuard
 from sb3_pg.rollouts.ranks import Moments, Shared
@@ -357,13 +358,8 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
 def _is_sb3s(callback: Any) -> bool:
     """Whether a callback and all that it calls are SB3's own, or ours, which leave the policy alone."""
-    if isinstance(callback, list | tuple):
-        return all(map(_is_sb3s, callback))
-    calls = (
-        getattr(callback, name, None) for name in ("callbacks", "callback", "callback_on_new_best", "callback_after_eval")
-    )
-    package = type(callback).__module__.partition(".")[0]
-    return callback is None or (package in ("stable_baselines3", "sb3_contrib", "sb3_pg") and all(map(_is_sb3s, calls)))
+    packages = {type(called).__module__.partition(".")[0] for called in walk(callback)}
+    return packages <= {"stable_baselines3", "sb3_contrib", "sb3_pg"}
 
 
 def _call_back(callback: BaseCallback, locals_: dict[str, Any], look: Callable[[], tuple[Any, Any]]) -> bool:

@@ -24,6 +24,8 @@ class NormalizerGuard:
         normalize = unwrap_vec_normalize(env)
         self._normalize = normalize if normalize is not None and normalize.training else None
         self._before = None if self._normalize is None else normalizer_state(self._normalize)
+        rms: Any = self._normalize.obs_rms if self._normalize is not None and self._normalize.norm_obs else {}
+        self._of_observations = list(rms.values()) if isinstance(rms, dict) else [rms]
 
     def check(self, step: int) -> None:
         """Look at what the environments have just returned.
@@ -34,12 +36,8 @@ class NormalizerGuard:
         normalize = self._normalize
         if normalize is None:
             return
-        moments: Any = []
-        if normalize.norm_obs:
-            rms: Any = normalize.obs_rms
-            moments = rms.values() if isinstance(rms, dict) else [rms]
         is_bounded = float(np.abs(normalize.old_reward).max()) <= _LARGEST_REWARD  # not where it is NaN
-        if is_bounded and all(isfinite(x.mean.sum()) for x in moments):
+        if is_bounded and all(isfinite(rms.mean.sum()) for rms in self._of_observations):
             return
         assert self._before is not None
         set_statistics(normalize, self._before)

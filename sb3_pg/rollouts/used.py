@@ -6,9 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.policies.steps import map_obs
+from sb3_pg.vec_env import find_layers
 
 # What SB3's vector environments and wrappers keep of their last step or reset
 _INFOS = ("reset_infos", "buf_infos")
@@ -30,13 +31,10 @@ class Footprint:
 
     def __init__(self, env: VecEnv, observations: Any):
         self.env, self.observations = env, observations
-        layers = [env]
-        while isinstance(env, VecEnvWrapper):
-            env = env.venv
-            layers.append(env)
+        layers = find_layers(env)
         self._infos = [(layer, name) for layer in layers for name in _INFOS if name in vars(layer)]
         self._arrays = [(layer, name) for layer in layers for name in _ARRAYS if name in vars(layer)]
-        self._base = env
+        self._base = layers[-1]
         self._infos_then, self._counts_then = self._find_infos(), self._find_counts()
         self._arrays_then = [map_obs(np.array, vars(layer)[name]) for layer, name in self._arrays]
 
