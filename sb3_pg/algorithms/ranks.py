@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from sb3_pg import distributed
+from sb3_pg.rollouts.callbacks import package_of
 from sb3_pg.rollouts.ranks import find_moments
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def of_this_rank(callback: Any) -> Any:
     if distributed.rank() == 0 or callback is None:
         return callback
     callbacks = callback if isinstance(callback, list) else getattr(callback, "callbacks", [callback])
-    return [x for x in callbacks if not isinstance(x, BaseCallback) or type(x).__module__.split(".")[0] not in _OF_RANK_0]
+    return [x for x in callbacks if not isinstance(x, BaseCallback) or package_of(x) not in _OF_RANK_0]
 
 
 def merge_batch_statistics(policy: th.nn.Module, n: int) -> None:

@@ -7,6 +7,11 @@ from typing import Any
 _CALLED = ("callbacks", "callback", "callback_on_new_best", "callback_after_eval")
 
 
+def package_of(callback: Any) -> str:
+    """Name of the package that a callback comes from."""
+    return type(callback).__module__.partition(".")[0]
+
+
 def walk(callback: Any) -> Iterator[Any]:
     """A callback and all that it calls, lists of callbacks and functions of the user's included.
 

@@ -20,7 +20,7 @@ from sb3_pg.policies.kind import Sampler
 from sb3_pg.policies.snapshot import Snapshot
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer, hold
-from sb3_pg.rollouts.callbacks import walk
+from sb3_pg.rollouts.callbacks import package_of, walk
 from sb3_pg.rollouts.episodes import EpisodeSelection
 from sb3_pg.rollouts.guards import NormalizerGuard
 from sb3_pg.rollouts.ranks import Moments, Shared
@@ -358,8 +358,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
 
 def _is_sb3s(callback: Any) -> bool:
     """Whether a callback and all that it calls are SB3's own, or ours, which leave the policy alone."""
-    packages = {type(called).__module__.partition(".")[0] for called in walk(callback)}
-    return packages <= {"stable_baselines3", "sb3_contrib", "sb3_pg"}
+    return {package_of(called) for called in walk(callback)} <= {"stable_baselines3", "sb3_contrib", "sb3_pg"}
 
 
 def _call_back(callback: BaseCallback, locals_: dict[str, Any], look: Callable[[], tuple[Any, Any]]) -> bool:

@@ -42,7 +42,7 @@ class Shared:
         model = self._model
         model.num_timesteps = self._num_timesteps + distributed.total(model.num_timesteps - self._num_timesteps)
         own = [(list(model.ep_info_buffer), list(model.ep_success_buffer))]
-        ((episodes, successes),) = (zip(*chain(*distributed.gather_items(own)), strict=True),)
+        episodes, successes = zip(*chain(*distributed.gather_items(own)), strict=True)
         self._episodes.extend(_in_turn(episodes))
         self._successes.extend(_in_turn(successes))
         model.ep_info_buffer, model.ep_success_buffer = self._episodes, self._successes
@@ -64,7 +64,7 @@ class Moments:
 
     def __init__(self, env: VecNormalize):
         obs: Any = getattr(env, "obs_rms", {})
-        self.env, self._all = env, [*(obs.values() if isinstance(obs, dict) else [obs]), env.ret_rms]
+        self._all = [*(obs.values() if isinstance(obs, dict) else [obs]), env.ret_rms]
         for rms in self._all:
             rms.mean, rms.var, rms.count = distributed.of_first((rms.mean, rms.var, rms.count))
         self._remember()
