@@ -7,12 +7,13 @@ Whatever comes after depends on what the checkpoint holds, and on nothing else.
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, ProgressBarCallback
-from stable_baselines3.common.logger import CSVOutputFormat, TensorBoardOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, JSONOutputFormat, Logger, TensorBoardOutputFormat, configure
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import get_latest_run_id, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -42,11 +43,16 @@ class CheckpointCallback(BaseCallback):
     At a checkpoint the environments are reset, so that episodes in progress are given up, and all generators are seeded anew.
     Everything that is random has to follow from ``reset(seed=…)`` and from the generators of Python, NumPy and torch.
 
+    With several processes rank 0 writes, and as many have to go on; a callback's ``state_dict()`` is that of each rank.
+
     :param save_freq: environment steps between two checkpoints, of all environments together
     :param folder: where to write them
     :param name_prefix: what their names begin with
     :raises ValueError: if ``save_freq`` is not positive; when training starts, if the environments do not follow a seed
     """
+
+    #: Seeds and resets are every rank's
+    acts_on_every_rank = True
 
     def __init__(self, save_freq: int, folder: str | Path, name_prefix: str = "rl_model"):
         super().__init__()
@@ -57,11 +63,9 @@ class CheckpointCallback(BaseCallback):
         self._number = -1  # of the last checkpoint; the start of the training is the first
 
     def _on_training_start(self) -> None:
-        if distributed.size() > 1:
-            raise ValueError("Exact checkpoints are of one process: with several, use SB3's CheckpointCallback.")
         if self._resumed is None and self._number < 0:
             seed = self.model.seed
-            self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+            self._seed = distributed.of_first(int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed)
             self._next = self.model.num_timesteps
             _check_seeds(self.training_env, self._seed)
 
@@ -71,7 +75,7 @@ class CheckpointCallback(BaseCallback):
         if self._resumed is not None:
             self._restore(model, self._resumed)
             self._begin(model)
-            for i, n_steps in enumerate(self._resumed["abandoned"]):
+            for i, n_steps in enumerate(self._resumed["abandoned"][distributed.rank()]):
                 self.training_env.env_method("note_abandoned", n_steps, indices=i)
             self._resumed = None
             return
@@ -88,7 +92,7 @@ class CheckpointCallback(BaseCallback):
 
     def _begin(self, model: Model) -> None:
         """Seed and reset all that goes on from here."""
-        of_generators, of_envs, of_evaluations = _derive(self._seed, self._number)
+        of_generators, of_envs, of_evaluations = _derive(self._seed, self._number, distributed.rank())
         set_random_seed(of_generators)
         model.action_space.seed(of_generators)
         for i, callback in enumerate(_with_state(model._callback)):
@@ -101,12 +105,20 @@ class CheckpointCallback(BaseCallback):
         model._left = None
 
     def _write(self, model: Model) -> None:
+        env = self.training_env
+        abandoned = env.env_method("count_abandoned") if env.has_attr("count_abandoned") else []
+        of_callbacks = [_state_of(callback) for callback in _with_state(model._callback)]
+        of_all = [of_rank for (of_rank,) in distributed.gather_items([(abandoned, of_callbacks)])]
+        if distributed.rank() == 0:
+            self._write_file(model, *zip(*of_all, strict=True))
+        distributed.of_first(None)  # nobody goes on, and logs, before the file is there
+
+    def _write_file(self, model: Model, abandoned: Sequence[list[int]], of_callbacks: Sequence[list[dict[str, Any]]]) -> None:
         for output in model.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.writer.flush()
-            elif isinstance(output, CSVOutputFormat):
-                output.file.flush()
-        log_folder, env = model.logger.get_dir(), self.training_env
+            stream = getattr(output, "writer", getattr(output, "file", None))  # TensorBoard's, or a file
+            if stream is not None:
+                stream.flush()
+        log_folder = model.logger.get_dir()
         state = {
             "seed": self._seed,
             "number": self._number,
@@ -115,9 +127,10 @@ class CheckpointCallback(BaseCallback):
             "save": [self.save_freq, self._next, self.name_prefix],
             "logger": [model.logger.name_to_value, model.logger.name_to_count,
                        {name: list(formats or ()) for name, formats in model.logger.name_to_excluded.items()}],
-            "abandoned": env.env_method("count_abandoned") if env.has_attr("count_abandoned") else [],
-            "callbacks": [_state_of(callback) for callback in _with_state(model._callback)],
+            "abandoned": list(abandoned),
+            "callbacks": list(of_callbacks),
             "log_files": _sizes(Path(log_folder)) if log_folder else {},
+            "own_log": _lengths(model.logger) if model._custom_logger and log_folder else None,
             "files": _sizes(self.folder),
         }  # fmt: skip
         archive = model._to_archive()
@@ -134,17 +147,20 @@ class CheckpointCallback(BaseCallback):
         logger.name_to_count.update(counts)
         logger.name_to_excluded.update({name: tuple(formats) for name, formats in excluded.items()})
         callbacks = _with_state(model._callback)
-        if len(callbacks) != len(state["callbacks"]):
+        of_callbacks = state["callbacks"][distributed.rank()]
+        if len(callbacks) != len(of_callbacks):
             raise ValueError(
-                f"The checkpoint was written with {len(state['callbacks'])} callbacks, and there are {len(callbacks)}: resume "
-                "with the callbacks of the run that wrote it."
+                f"The checkpoint was written with {len(of_callbacks)} callbacks, and there are {len(callbacks)}: resume with "
+                "the callbacks of the run that wrote it."
             )
-        for callback, of_callback in zip(callbacks, state["callbacks"], strict=True):
+        for callback, of_callback in zip(callbacks, of_callbacks, strict=True):
             _set_state(callback, of_callback)
         normalize = model.get_vec_normalize_env()
         if normalize is not None and state["normalizer"] is not None:
             # The resets since then have been counted
             set_statistics(normalize, state["normalizer"])
+        if model._moments is not None:
+            model._moments.begin()
 
 
 def resume(
@@ -154,6 +170,7 @@ def resume(
     callback: MaybeCallback = None,
     progress_bar: bool = False,
     trusted: bool = True,
+    log_folder: str | Path | None = None,
     **kwargs: Any,
 ) -> SelfModel:
     """Go on with a training that :class:`CheckpointCallback` has written, to the number of steps it was started with.
@@ -168,19 +185,26 @@ def resume(
     :param callback: the callbacks of the training, without the ``CheckpointCallback``
     :param progress_bar: show a progress bar
     :param trusted: as of ``load``
+    :param log_folder: where the training's own logger, of SB3's ``configure``, writes to, if it had one: it goes on there
     :param kwargs: what else ``load`` takes
     :return: the trained model
-    :raises ValueError: if there is no checkpoint, or the callbacks are others
+    :raises ValueError: if there is no checkpoint; if the callbacks or the number of processes are others; for a
+        ``log_folder`` where the training had no logger of its own
     """
     file, state = find_checkpoint(path)
+    if len(state["callbacks"]) != distributed.size():
+        raise ValueError(
+            f"{file} was written by {len(state['callbacks'])} processes, and this is a training of {distributed.size()}: "
+            "start as many, or load it as a model and learn on."
+        )
     model = cls.load(file, env=env, trusted=trusted, **kwargs)
     checkpoints = CheckpointCallback(state["save"][0], file.parent, state["save"][2])
     checkpoints._resumed = state
     log_interval, tb_log_name, *_ = state["learn"]
-    if model.tensorboard_log is not None:
-        name = Path(tb_log_name).name
-        _cut_back(Path(model.tensorboard_log) / f"{name}_{get_latest_run_id(model.tensorboard_log, name)}", state["log_files"])
-    _cut_back(file.parent, state["files"])
+    if distributed.rank() == 0:
+        _cut_logs_back(model, file.parent, state)
+        if log_folder is not None:
+            model.set_logger(_reopen(Path(log_folder), state))
     others = callback if isinstance(callback, list) else [] if callback is None else [callback]
     return model.learn(
         state["total_timesteps"] - model.num_timesteps,
@@ -190,6 +214,45 @@ def resume(
         reset_num_timesteps=False,
         progress_bar=progress_bar,
     )
+
+
+def _cut_logs_back(model: Model, folder: Path, state: dict[str, Any]) -> None:
+    """Take back what was logged after the checkpoint."""
+    if model.tensorboard_log is not None:
+        name = Path(state["learn"][1]).name
+        _cut_back(Path(model.tensorboard_log) / f"{name}_{get_latest_run_id(model.tensorboard_log, name)}", state["log_files"])
+    _cut_back(folder, state["files"])
+
+
+_FORMATS = {CSVOutputFormat: "csv", JSONOutputFormat: "json", TensorBoardOutputFormat: "tensorboard"}
+_LOGS = {"csv": "progress.csv", "json": "progress.json", "log": "log.txt"}
+
+
+def _lengths(logger: Logger) -> list[tuple[str, int]]:
+    """The formats of a logger, and how many lines the file of each has."""
+    formats = [_FORMATS.get(type(x), "log" if getattr(x, "own_file", False) else "stdout") for x in logger.output_formats]
+    folder = Path(logger.get_dir() or "")
+    return [(kind, len(_read_lines(folder / _LOGS[kind])) if kind in _LOGS else 0) for kind in formats]
+
+
+def _reopen(folder: Path, state: dict[str, Any]) -> Logger:
+    """A logger of the same formats, whose files have what they had at the checkpoint."""
+    if state["own_log"] is None:
+        raise ValueError("log_folder: the training had no logger of its own, whose files could go on.")
+    _cut_back(folder, state["log_files"])
+    lines = {kind: _read_lines(folder / _LOGS[kind])[:n] for kind, n in state["own_log"] if kind in _LOGS}
+    logger = configure(str(folder), [kind for kind, _ in state["own_log"]])
+    for (kind, _), output in zip(state["own_log"], logger.output_formats, strict=True):
+        if kind in lines:
+            output.file.writelines(lines[kind])  # type: ignore[attr-defined]
+            if isinstance(output, CSVOutputFormat):
+                # Columns that came later are left, empty
+                output.keys = lines[kind][0].rstrip("\n").split(",") if lines[kind] else []
+    return logger
+
+
+def _read_lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
 
 
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -216,9 +279,9 @@ def _n_steps(file: Path) -> int:
     return int(number[1]) if number else -1
 
 
-def _derive(seed: int, number: int) -> list[int]:
+def _derive(seed: int, number: int, rank: int) -> list[int]:
     """Seeds of a checkpoint: of generators, environments and evaluations."""
-    return [int(x) % 2**30 for x in np.random.SeedSequence([seed, number]).generate_state(3)]
+    return [int(x) % 2**30 for x in np.random.SeedSequence([seed, number, rank]).generate_state(3)]
 
 
 def _check_seeds(env: VecEnv, seed: int) -> None:
@@ -277,7 +340,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _cut_back(folder: Path, sizes: dict[str, int]) -> None:
-    """Take back what was logged after the checkpoint."""
     for pattern in _GROWING:
         for file in folder.glob(pattern):
             if file.name not in sizes:

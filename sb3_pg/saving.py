@@ -132,13 +132,18 @@ def _to_numpy(value: Any) -> Any:
 # Statistics of VecNormalize
 
 
+def moments_of_obs(env: VecNormalize) -> dict[str, RunningMeanStd]:
+    """Moments of the observations by key, those of a single one under ``""``; empty if they are not normalised."""
+    rms: Any = getattr(env, "obs_rms", {})
+    return rms if isinstance(rms, dict) else {"": rms}
+
+
 def normalizer_state(env: VecNormalize) -> dict[str, Any]:
     """Statistics and settings of ``VecNormalize``, as plain data."""
     state = {name: getattr(env, name) for name in _SETTINGS}
     statistics = {"ret_rms": _moments(env.ret_rms), "returns": env.returns}
     if env.norm_obs:
-        rms: Any = env.obs_rms
-        statistics["obs_rms"] = {key: _moments(x) for key, x in rms.items()} if isinstance(rms, dict) else _moments(rms)
+        statistics["obs_rms"] = {key: _moments(rms) for key, rms in moments_of_obs(env).items()}
     return {**state, **statistics}
 
 
@@ -151,10 +156,8 @@ def set_statistics(env: VecNormalize, state: dict[str, Any]) -> None:
     if np.shape(state["returns"]) == np.shape(env.returns):
         env.returns = np.array(state["returns"])
     if env.norm_obs and "obs_rms" in state:
-        rms: Any = env.obs_rms
-        pairs = [(rms[key], state["obs_rms"][key]) for key in rms] if isinstance(rms, dict) else [(rms, state["obs_rms"])]
-        for own, saved in pairs:
-            _set_moments(own, saved)
+        for key, rms in moments_of_obs(env).items():
+            _set_moments(rms, state["obs_rms"][key])
 
 
 def normalize_as(env: VecEnv, state: dict[str, Any]) -> VecEnv:

@@ -141,15 +141,20 @@ class GymnasiumVecEnv(VecEnv):
                 self._note_resets(infos, np.flatnonzero(self._was_reset))
         if dones.any():
             ended = np.flatnonzero(dones)
-            is_same_step = self._mode == _SAME_STEP
-            last_observations = infos["final_obs"] if is_same_step else observations
+            is_same_step, is_dict = self._mode == _SAME_STEP, isinstance(observations, dict)
             last_infos = infos.get("final_info", {}) if is_same_step else infos
-            for i in ended.tolist():
+            if is_same_step:  # an array of objects
+                last_observations = [self._to_sb3(_row(infos["final_obs"], i)) for i in ended.tolist()]
+            else:
+                of_ended = {key: x[ended] for key, x in observations.items()} if is_dict else observations[ended]
+                last_observations = [_row(of_ended, row) for row in range(len(ended))] if is_dict else list(of_ended)
+            cut = (np.asarray(truncated) & ~np.asarray(terminated))[ended].tolist()
+            for row, (i, episode) in enumerate(zip(ended.tolist(), self._end_episodes(ended), strict=True)):
                 step_infos[i] = {
-                    "episode": self._end_episode(i),
-                    **_of_env(last_infos, i),
-                    "terminal_observation": self._to_sb3(_row(last_observations, i)),
-                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                    "episode": episode,
+                    **(_of_env(last_infos, i) if last_infos else {}),
+                    "terminal_observation": last_observations[row],
+                    "TimeLimit.truncated": cut[row],
                 }
             if is_same_step:
                 self._note_resets(infos, ended)
@@ -168,8 +173,8 @@ class GymnasiumVecEnv(VecEnv):
         self._note_resets(infos, ended, rows)
 
     def _note_resets(self, infos: dict[str, Any], envs: np.ndarray, rows: np.ndarray | None = None) -> None:
-        for i, row in zip(envs, envs if rows is None else rows, strict=True):
-            info = _of_env(infos, row)
+        for i, row in zip(envs.tolist(), envs if rows is None else rows, strict=True):
+            info = _of_env(infos, row) if infos else {}
             self.reset_infos[i] = {key: info[key] for key in info if key not in ("final_obs", "final_info")}
 
     def _note_masks(self, infos: dict[str, Any], envs: Any = slice(None), rows: Any = slice(None)) -> None:
@@ -180,14 +185,16 @@ class GymnasiumVecEnv(VecEnv):
                     self._masks = np.ones((self.num_envs, *masks.shape[1:]), dtype=bool)
                 self._masks[envs] = masks[rows]
 
-    def _end_episode(self, i: int) -> dict[str, Any]:
-        """Its statistics, as Monitor writes them."""
-        r, n = round(float(self.episode_returns[i]), 6), int(self.episode_lengths[i])
-        self.episode_returns[i], self.episode_lengths[i] = 0.0, 0
-        episode = {"r": r, "l": n, "t": round(time.time() - self._t_start, 6)}
+    def _end_episodes(self, ended: np.ndarray) -> list[dict[str, Any]]:
+        """Their statistics, as Monitor writes them."""
+        returns, lengths = self.episode_returns[ended].round(6).tolist(), self.episode_lengths[ended].tolist()
+        self.episode_returns[ended], self.episode_lengths[ended] = 0.0, 0
+        t = round(time.time() - self._t_start, 6)
+        episodes: list[dict[str, Any]] = [{"r": r, "l": n, "t": t} for r, n in zip(returns, lengths, strict=True)]
         if self._monitor is not None:
-            self._monitor.write_row(episode)
-        return episode
+            for episode in episodes:
+                self._monitor.write_row(episode)
+        return episodes
 
     def _to_sb3(self, observations: Any) -> Any:
         """A copy of observations, of the types that the spaces say."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from helpers import ENVIRONMENT, TESTS, collect
@@ -21,10 +22,13 @@ from sb3_pg.policies.steps import map_obs
 LIMIT = 120
 
 
-def torchrun(n: int, *arguments: str, script: Path = TESTS / "ranks.py") -> "subprocess.CompletedProcess[str]":
+def torchrun(
+    n: int, *arguments: str, script: Path = TESTS / "ranks.py", cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    program = arguments if arguments[0] == "-m" else (str(script), *arguments)
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, str(script), *arguments], capture_output=True, text=True, timeout=LIMIT, env=environment)
+    return subprocess.run([*command, *program], capture_output=True, text=True, timeout=LIMIT, env=environment, cwd=cwd)
 
 
 def record(case: int) -> dict[str, Any]:
@@ -90,8 +94,43 @@ def test_the_example_trains_with_several_processes() -> None:
     assert result.stdout.count("return") == 1 and "steps of 2 processes" in result.stdout
 
 
-def test_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1").items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit, match="the commands run in one process"):
-        main(["train"])
+    with pytest.raises(SystemExit, match="it runs in one process"):
+        main(["enjoy"])
+
+
+def test_the_zoo_trains_one_run_of_several_processes_and_resumes_it(tmp_path: Path) -> None:
+    options = ["-n", "3000", "--eval-freq", "800", "--eval-episodes", "2", "--save-freq", "900", "--num-threads", "1"]
+    options += ["--algo", "vpg", "--env", "CartPole-v1", "-params", "normalize:True", "--tensorboard-log", "tb"]
+    result = torchrun(2, "-m", "sb3_pg", "train", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Log path") == 1
+    run = tmp_path / "logs/vpg/CartPole-v1_1"
+    assert [path.name for path in run.parent.iterdir()] == ["CartPole-v1_1"]
+    # As one process has them: eight environments, the counts of all
+    assert len(list(run.glob("*.monitor.csv"))) == 8 and len(list(tmp_path.glob("tb/*/*/*tfevents*"))) == 1
+    evaluations = np.load(run / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [800, 1600, 2400]
+    rows = {path.name: pd.read_csv(path, comment="#").r.tolist() for path in run.glob("*.monitor.csv")}
+    assert all(rows.values()) and len(set(map(tuple, rows.values()))) == 8
+    checkpoints = sorted(int(path.name.split("_")[2]) for path in run.glob("rl_model_*"))
+    assert checkpoints == [1024, 2048]
+    end = VanillaPG.load(run / "CartPole-v1.zip")
+    # Killed after the first checkpoint
+    (run / "CartPole-v1.zip").unlink()
+    (run / f"rl_model_{checkpoints[1]}_steps.zip").unlink()
+    with pytest.raises(SystemExit, match="written by 2 processes"):
+        main(["train", "--resume", str(run)])
+    result = torchrun(2, "-m", "sb3_pg", "train", "--resume", str(run), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    resumed = VanillaPG.load(run / "CartPole-v1.zip")
+    for name, tensor in end.policy.state_dict().items():
+        assert th.equal(tensor, resumed.policy.state_dict()[name]), name
+    assert (
+        end.num_timesteps == resumed.num_timesteps
+        and list(end.ep_info_buffer)[-1]["r"] == list(resumed.ep_info_buffer)[-1]["r"]
+    )  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.load(run / "evaluations.npz")["results"], evaluations["results"])
+    assert rows == {path.name: pd.read_csv(path, comment="#").r.tolist() for path in run.glob("*.monitor.csv")}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
@@ -89,7 +89,14 @@ class PolicyGradient(Model):
         return super()._setup_learn(*args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        return super()._init_callback(of_this_rank(callback), progress_bar and distributed.rank() == 0)
+        if distributed.size() > 1:
+            callbacks = (
+                callback if isinstance(callback, list) else [ConvertCallback(callback) if callable(callback) else callback]
+            )
+            # No callback at all is quicker than none in a list
+            callback = of_this_rank([*callbacks, *([ProgressBarCallback()] if progress_bar else [])]) or None
+            progress_bar = False
+        return super()._init_callback(callback, progress_bar)
 
     def _finish_rollout(
         self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, terminal_values: np.ndarray, dones: np.ndarray

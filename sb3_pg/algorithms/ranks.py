@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    ConvertCallback,
+    EveryNTimesteps,
+    ProgressBarCallback,
+)
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from sb3_pg import distributed
 from sb3_pg.rollouts.callbacks import package_of
+from sb3_pg.rollouts.monitor import part_monitors
 from sb3_pg.rollouts.ranks import find_moments
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ def meet(model: "Model") -> None:
         set_random_seed(of_generators)
         model.env.seed(of_envs)
         model._last_obs = None  # the seeds count from a reset on
+    part_monitors(model.env)
     model._moments = find_moments(model.env)
 
 
@@ -54,11 +61,33 @@ def named_tensors(model: "Model") -> dict[str, th.Tensor]:
 
 
 def of_this_rank(callback: Any) -> Any:
-    """The callbacks that act on this rank: all on rank 0, elsewhere those that the user has written."""
+    """The callbacks that act on this rank: all on rank 0, elsewhere those that the user has written.
+
+    :param callback: of SB3's, a function, a list of these, or None. What a callback of SB3's calls acts where that does, but
+        for lists and ``EveryNTimesteps``; one says otherwise with an attribute ``acts_on_every_rank``
+    """
+    if isinstance(callback, list):
+        return [x for x in map(of_this_rank, callback) if x is not None]
     if distributed.rank() == 0 or callback is None:
-        return callback
-    callbacks = callback if isinstance(callback, list) else getattr(callback, "callbacks", [callback])
-    return [x for x in callbacks if not isinstance(x, BaseCallback) or package_of(x) not in _OF_RANK_0]
+        return _ProgressBar() if type(callback) is ProgressBarCallback else callback
+    if isinstance(callback, CallbackList):
+        return CallbackList(of_this_rank(callback.callbacks))
+    if isinstance(callback, EveryNTimesteps):
+        return callback if of_this_rank(callback.callback) else None
+    is_of_rank_0 = not isinstance(callback, ConvertCallback) and package_of(callback) in _OF_RANK_0
+    return callback if getattr(callback, "acts_on_every_rank", not is_of_rank_0) else None
+
+
+class _ProgressBar(ProgressBarCallback):
+    """SB3's, with the steps of all ranks."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._first = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self._first - self.pbar.n)
+        return True
 
 
 def merge_batch_statistics(policy: th.nn.Module, n: int) -> None:

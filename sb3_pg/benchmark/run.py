@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -126,11 +126,13 @@ def read_entry(algo: str, env_id: str) -> dict[str, Any]:
 
 
 class _Job:
-    """A run in flight: a process that trains into a folder of its own."""
+    """A run in flight: a process that trains into a folder of its own, which the lock keeps for it."""
 
-    def __init__(self, run: Run, folder: Path):
-        self.run, self.folder, self.start = run, folder, time.time()
-        self.work = Path(tempfile.mkdtemp(prefix=f"{run.algo}-{run.env_name}-{run.seed}-", dir=folder / ".running"))
+    def __init__(self, run: Run, folder: Path, lock: FileLock):
+        self.run, self.folder, self.lock, self.start = run, folder, lock, time.time()
+        self.work = Path(lock.lock_file).with_suffix("")
+        shutil.rmtree(self.work, ignore_errors=True)  # of a process that was killed, or has failed
+        self.work.mkdir()
         self.log = self.work / "log.txt"
         conf_file = self.work / f"{run.algo}.yml"
         conf_file.write_text(yaml.safe_dump({run.env_id: read_entry(run.algo, run.env_id)}))
@@ -181,18 +183,16 @@ class _Job:
         (finished / "run.json").write_text(json.dumps(info, indent=1) + "\n")
         target = self.folder / self.run.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            finished.rename(target)
-        except OSError:  # another process on the same folder was first
-            if not self.run.is_finished(self.folder):
-                raise
+        finished.rename(target)
         shutil.rmtree(self.work)
+        self.lock.release()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         self.has_ended()
         shutil.rmtree(self.work, ignore_errors=True)
+        self.lock.release()
 
 
 def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) -> list[Run]:
@@ -200,7 +200,7 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
 
     :param runs: what the folder should have in the end
     :param folder: folder of finished runs, ``ALGO/ENV_SEED/`` each
-    :param n_parallel: processes at a time
+    :param n_parallel: processes at a time; those that another call has in hand are waited for
     :param console: where progress is shown
     :return: runs that failed; what they printed is left in the folder's ``.running``
     """
@@ -218,11 +218,20 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
         tasks: dict[Run, Any] = {}
         try:
             while waiting or jobs:
-                while waiting and len(jobs) < n_parallel:
-                    if waiting[0].is_finished(folder):  # by another process meanwhile
-                        done += waiting.pop(0).n_timesteps
+                for run in list(waiting):
+                    if len(jobs) == n_parallel:
+                        break
+                    lock = FileLock(folder / ".running" / f"{run.algo}-{run.env_name}-{run.seed}.lock")
+                    try:
+                        lock.acquire(blocking=False)
+                    except Timeout:
+                        continue  # another process is at it
+                    waiting.remove(run)
+                    if run.is_finished(folder):  # by another process meanwhile
+                        lock.release()
+                        done += run.n_timesteps
                         continue
-                    job = _Job(waiting.pop(0), folder)
+                    job = _Job(run, folder, lock)
                     jobs.append(job)
                     tasks[job.run] = progress.add_task(str(job.run.name), total=job.run.n_timesteps)
                 time.sleep(_POLL_SECONDS)
@@ -235,6 +244,7 @@ def run_all(runs: list[Run], folder: Path, n_parallel: int, console: Console) ->
                         console.print(f"finished {job.run.name} in {time.time() - job.start:.0f} s")
                     else:
                         failed.append(job.run)
+                        job.lock.release()
                         last = (job.log.read_text().strip().splitlines() or ["no output"])[-1]
                         console.print(f"failed {job.run.name} ({last}); see {job.log}")
                 steps = {job.run: job.steps_done() for job in jobs}

@@ -26,6 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
+from sb3_pg.benchmark.ranks import CLASSES, make_ranks
 from sb3_pg.benchmark.run import read_entry
 from sb3_pg.vec_env import GymnasiumVecEnv
 
@@ -39,6 +40,7 @@ _BARE = "bare VecEnv"
 # Of Gymnasium's vector environments: without an adapter; one pass of actor and critic over a rollout, and back
 _VECTOR, _PASS = "bare VectorEnv", "one pass"
 _VECTORISED = ("native", "envpool")
+_ONE_PROCESS = tuple(f"{name}, 1 process" for name in CLASSES)
 
 
 def _learn(model: OnPolicyAlgorithm, steps: int) -> int:
@@ -60,10 +62,13 @@ def make_contenders(env_id: str, n_envs: int, policy: str, seed: int) -> dict[st
     :param n_envs: parallel copies in a DummyVecEnv
     :param policy: ``""``; ``"lstm64"`` for a memory of so many units, in rollouts of 128 steps, beside a RecurrentPPO of one
         epoch and one minibatch; ``"masked"`` for masks that forbid nothing, beside MaskablePPO; ``"native"`` or ``"envpool"``
-        for the environment's own vectorisation or EnvPool's, all in rollouts of 8,192 steps, but of 16 to 256 each
+        for the environment's own vectorisation or EnvPool's, all in rollouts of 8,192 steps, but of 16 to 256 each;
+        ``"ranks4"`` for one, two and four processes, each with its ``n_envs`` and on one thread
     :param seed: seed of models and environments
     :return: by name, what to run
     """
+    if policy.startswith("ranks"):
+        return dict(make_ranks(env_id, n_envs, int(policy[5:]), seed))
     if policy in _VECTORISED:
         return _make_vectorised(env_id, n_envs, policy, seed)
     wrapper = partial(ActionMasker, action_mask_fn=_all_legal) if policy == "masked" else None
@@ -93,7 +98,6 @@ def _all_legal(env: Any) -> np.ndarray:
 def _make_recurrent(make_env: Callable[[], VecEnv], n_units: int, seed: int) -> dict[str, Any]:
     kwargs: dict[str, Any] = dict(n_steps=128, seed=seed, device="cpu", policy_kwargs=dict(lstm_hidden_size=n_units))
     models: dict[str, Any] = {name: cls("MlpLstmPolicy", make_env(), **kwargs) for name, cls in _OURS.items()}
-    models["VanillaPG, n_critic_updates=1"] = VanillaPG("MlpLstmPolicy", make_env(), n_critic_updates=1, **kwargs)
     env = make_env()
     models["RecurrentPPO"] = RecurrentPPO("MlpLstmPolicy", env, n_epochs=1, batch_size=128 * env.num_envs, **kwargs)
     return models
@@ -193,7 +197,8 @@ def summarise(measurements: pd.DataFrame) -> pd.DataFrame:
             for peer in [
                 name
                 for name in rates.columns
-                if name.split(",")[0] in (*_PEERS, *_CONTRIBS, _BARE, _VECTOR, _PASS) and rates[name].notna().all()
+                if (name.split(",")[0] in (*_PEERS, *_CONTRIBS, _BARE, _VECTOR, _PASS) or name in _ONE_PROCESS)
+                and rates[name].notna().all()
             ]:
                 ratio = rates[algorithm] / rates[peer]
                 row |= {f"÷ {peer}": ratio.median(), f"÷ {peer} min": ratio.min(), f"÷ {peer} max": ratio.max()}
@@ -228,9 +233,10 @@ def run_speed(envs: list[tuple[str, int, str]], steps: int, repetitions: int, th
     th.set_num_threads(threads)
     output.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    n_contenders = {"": 1 + len(_OURS) + 2 * len(_PEERS), "masked": 2 + len(_OURS)}
+    n_contenders = {"": 1 + len(_OURS) + 2 * len(_PEERS)}
     n_contenders |= dict.fromkeys(_VECTORISED, 3 + len(_OURS) + len(_PEERS))
-    n_rows = sum(n_contenders.get(policy, 3 + len(_OURS)) for _, _, policy in envs)
+    n_contenders |= {kind: len(CLASSES) * int(kind[5:]).bit_length() for _, _, kind in envs if kind.startswith("ranks")}
+    n_rows = sum(n_contenders.get(policy, 2 + len(_OURS)) for _, _, policy in envs)
     console = Console()
     with Progress(
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console

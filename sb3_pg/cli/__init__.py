@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     own = parser.parse_args(argv[:n_own])
     command, arguments = own.command, argv[n_own:]
     try:
-        if distributed.size() > 1:
-            raise ValueError("the commands run in one process: under torchrun, train with a script of your own.")
+        if distributed.size() > 1 and command != "train":
+            raise ValueError("it runs in one process: torchrun is for sb3-pg train, and for scripts of your own.")
         if command == "benchmark":
             from sb3_pg.cli.benchmark import main as benchmark
 

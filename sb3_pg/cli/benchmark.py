@@ -11,15 +11,15 @@ from sb3_pg.benchmark import BUDGETS, LABELS
 
 ROWS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 ROWS += ["CartPole-v1:8:lstm64", "CartPole-v1:64:lstm128", "CartPole-v1:8:masked"]
-ROWS += ["CartPole-v1:64:native", "CartPole-v1:1024:native"]
+ROWS += ["CartPole-v1:64:native", "CartPole-v1:1024:native", "CartPole-v1:8:ranks2", "HalfCheetah-v5:8:ranks2"]
 
 
 def _row(text: str) -> tuple[str, int, str]:
-    parts = re.fullmatch(r"(.+?):([1-9]\d*)(?::(lstm[1-9]\d*|masked|native|envpool))?", text)
+    parts = re.fullmatch(r"(.+?):([1-9]\d*)(?::(lstm[1-9]\d*|masked|native|envpool|ranks[1-9]\d*))?", text)
     if parts is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not of the form ENVIRONMENT:NUMBER, as in CartPole-v1:8, with :lstm64 or :masked for such policies, "
-            "and with :native or :envpool for Gymnasium's vector environments"
+            "with :native or :envpool for Gymnasium's vector environments, and with :ranks2 for several processes"
         )
     return parts[1], int(parts[2]), parts[3] or ""
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     speed.add_argument("--envs", nargs="+", type=_row, default=[_row(row) for row in ROWS], metavar="ENV:N[:POLICY]",
                        help="environments, each with its number of parallel copies; with :lstm64 policies with a memory of so "
                        "many units beside RecurrentPPO, with :masked policies with masks beside MaskablePPO; with :native or "
-                       ":envpool the environment's own vectorisation or EnvPool's")  # fmt: skip
+                       ":envpool the environment's own vectorisation or EnvPool's; :ranks2 several processes")  # fmt: skip
     speed.add_argument("--steps", type=_positive, default=20_000, help="environment steps of one measurement, at least")
     speed.add_argument("--repetitions", type=_positive, default=5, help="interleaved repetitions; the table shows medians")
     speed.add_argument("--threads", type=_positive, default=1, help="threads of torch")

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
+from sb3_pg.cli.ranks import sharing
 from sb3_pg.cli.resume import resuming, take_resume
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting, take_trust
@@ -61,7 +62,7 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         act_in_test_envs()
     if command == "record_video":
         pass_env_kwargs_of_file()
-    with training_in(vec_env), nullcontext() if trusted else distrusting(command):
+    with sharing(), training_in(vec_env), nullcontext() if trusted else distrusting(command):
         if command == "record_video":
             runpy.run_module("rl_zoo3.record_video", run_name="__main__")
         else:

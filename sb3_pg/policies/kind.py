@@ -207,13 +207,13 @@ class PolicyKind(ABC):
         """All rows, in parts that bound the memory of a pass."""
 
     def batch_size(self, n_steps: int) -> int:
-        """Steps of a minibatch where the user names no number: an eighth of the rollout, but from 64 to 512.
+        """Steps of a minibatch where the user names no number: an eighth of the rollout, but from 64 to 1,024.
 
         Fewer cost more time than they fit better; with more of them the steps of the optimizer are too few.
 
         :param n_steps: in use in the rollout
         """
-        return min(max(n_steps // 8, 64), 512)
+        return min(max(n_steps // 8, 64), 1024)
 
     @abstractmethod
     def minibatches(self, steps: Steps, size: int, shuffled: bool = True) -> Iterable[Rows]:

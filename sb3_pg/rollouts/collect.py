@@ -114,11 +114,11 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
         :raises RuntimeError: if no episode ends within ``MAX_EPISODE_STEPS`` where whole ones are collected
         :raises ValueError: if a reward or an observation is not finite
         """
-        shared = Shared(self, self._moments)
         self._callback = callback
         # First of all: it may change whatever a rollout begins with
         callback.on_rollout_start()
         self._callback = None
+        shared = Shared(self, self._moments)
         assert self._last_obs is not None, "No previous observation was provided"
         self._find_environments(env)
         # Switch to eval mode (this affects batch norm / dropout)
@@ -171,7 +171,7 @@ class RolloutAlgorithm(OnPolicyAlgorithm):
             guard.check(n_steps)
             dones = np.asarray(dones, dtype=bool)
             was_reset = None if resetting is None else resetting.reset_rows
-            self.num_timesteps += env.num_envs if was_reset is None else int(np.count_nonzero(~was_reset))
+            self.num_timesteps += shared.count * (env.num_envs if was_reset is None else int(np.count_nonzero(~was_reset)))
             # A row in which an environment was reset is as an episode of its own that does not count
             starts = dones if was_reset is None else dones | was_reset
 

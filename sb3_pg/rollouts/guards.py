@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, unwrap_vec_normalize
 
-from sb3_pg.saving import normalizer_state, set_statistics
+from sb3_pg.saving import moments_of_obs, normalizer_state, set_statistics
 
 # Rewards whose squares float32 does not hold
 _LARGEST_REWARD = 1e18
@@ -24,8 +24,7 @@ class NormalizerGuard:
         normalize = unwrap_vec_normalize(env)
         self._normalize = normalize if normalize is not None and normalize.training else None
         self._before = None if self._normalize is None else normalizer_state(self._normalize)
-        rms: Any = self._normalize.obs_rms if self._normalize is not None and self._normalize.norm_obs else {}
-        self._of_observations = list(rms.values()) if isinstance(rms, dict) else [rms]
+        self._of_observations = [] if self._normalize is None else list(moments_of_obs(self._normalize).values())
 
     def check(self, step: int) -> None:
         """Look at what the environments have just returned.

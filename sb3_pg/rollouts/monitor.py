@@ -1,8 +1,13 @@
-"""SB3's Monitor, whose file also accounts for the steps of episodes that were given up."""
+"""SB3's Monitor: its file also accounts for the steps of episodes that were given up, and is of one process alone."""
 
+from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg import distributed
 
 
 class EpisodeMonitor(Monitor[Any, Any]):
@@ -29,7 +34,7 @@ class EpisodeMonitor(Monitor[Any, Any]):
         if filename is not None:
             self.results_writer = ResultsWriter(
                 filename,
-                header={"t_start": self.t_start, "env_id": str(None if env.spec is None else env.spec.id)},
+                header=_header(self),
                 extra_keys=(*reset_keywords, *info_keywords, "abandoned"),
                 override_existing=override_existing,
             )
@@ -52,3 +57,32 @@ class EpisodeMonitor(Monitor[Any, Any]):
     def note_abandoned(self, n_steps: int) -> None:
         """Have the next row say that so many steps were given up before its episode."""
         self.current_reset_info["abandoned"] = n_steps  # which Monitor adds to the row
+
+
+def part_monitors(env: VecEnv) -> None:
+    """Where several ranks have opened the same files of ``Monitor``, let each have its own: ``rank1.0.monitor.csv``.
+
+    :param env: the environments; those in the processes of ``SubprocVecEnv`` are out of reach
+    """
+    if distributed.size() == 1:
+        return
+    monitors: list[Any] = [unwrap_wrapper(each, Monitor) for each in getattr(env.unwrapped, "envs", [])]
+    writing: list[Any] = [monitor for monitor in monitors if monitor is not None and monitor.results_writer is not None]
+    of_all = distributed.gather_items([monitor.results_writer.file_handler.name for monitor in writing])
+    for monitor in writing:
+        writer, file = monitor.results_writer, monitor.results_writer.file_handler
+        if sum(file.name in names for names in of_all) == 1:
+            continue
+        file.close()
+        path = Path(file.name)
+        # Rank 0 writes its own from the beginning: the others have begun to write into it
+        monitor.results_writer = ResultsWriter(
+            str(path.with_name(f"rank{distributed.rank()}.{path.name}") if distributed.rank() > 0 else path),
+            header=_header(monitor),
+            extra_keys=tuple(writer.logger.fieldnames)[3:],  # after r, l and t
+            override_existing=file.mode == "wt",
+        )
+
+
+def _header(monitor: Monitor[Any, Any]) -> dict[str, Any]:
+    return {"t_start": monitor.t_start, "env_id": str(None if monitor.env.spec is None else monitor.env.spec.id)}

@@ -9,6 +9,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_pg import distributed
+from sb3_pg.saving import moments_of_obs
 
 _MISSING = object()
 
@@ -16,7 +17,8 @@ _MISSING = object()
 class Shared:
     """A rollout of several ranks from its beginning, where counts and statistics are the same on all of them.
 
-    Until it ends a rank counts its own steps and episodes.
+    Until it ends a rank counts its own steps and episodes; steps of a cut rollout times the number of ranks, which all take
+    as many.
 
     :param model: the algorithm that is to play
     :param normalizer: moments of ``VecNormalize`` that are the same on all ranks; None without it
@@ -26,6 +28,8 @@ class Shared:
         self._model, self._normalizer = model, normalizer
         self._num_timesteps, self._episodes = model.num_timesteps, model.ep_info_buffer
         self._successes = model.ep_success_buffer
+        #: What a step of this rank is counted as
+        self.count = 1 if model.whole_episodes else distributed.size()
         if distributed.size() > 1:
             model.ep_info_buffer = deque(maxlen=self._episodes.maxlen)
             model.ep_success_buffer = deque(maxlen=self._successes.maxlen)
@@ -40,7 +44,9 @@ class Shared:
             return stopped
         stopped = distributed.most(int(stopped)) > 0
         model = self._model
-        model.num_timesteps = self._num_timesteps + distributed.total(model.num_timesteps - self._num_timesteps)
+        model.num_timesteps = self._num_timesteps + distributed.total(
+            (model.num_timesteps - self._num_timesteps) // self.count
+        )
         own = [(list(model.ep_info_buffer), list(model.ep_success_buffer))]
         episodes, successes = zip(*chain(*distributed.gather_items(own)), strict=True)
         self._episodes.extend(_in_turn(episodes))
@@ -63,8 +69,11 @@ class Moments:
     """
 
     def __init__(self, env: VecNormalize):
-        obs: Any = getattr(env, "obs_rms", {})
-        self._all = [*(obs.values() if isinstance(obs, dict) else [obs]), env.ret_rms]
+        self._all = [*moments_of_obs(env).values(), env.ret_rms]
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with those of rank 0."""
         for rms in self._all:
             rms.mean, rms.var, rms.count = distributed.of_first((rms.mean, rms.var, rms.count))
         self._remember()
@@ -82,10 +91,10 @@ class Moments:
 def _merge(rms: RunningMeanStd, mean: np.ndarray, var: np.ndarray, count: float) -> None:
     # Sums over what is new, of deviations from the old mean
     shift = rms.mean - mean
-    n = distributed.total(float(rms.count) - count)
-    first = np.asarray(distributed.total(np.asarray(rms.count * shift)))
-    second = np.asarray(distributed.total(np.asarray(rms.count * (rms.var + shift**2) - count * var)))
-    rms.count = count + n
+    second = rms.count * (rms.var + shift**2) - count * var
+    n = np.full_like(shift, float(rms.count) - count)
+    n, first, second = distributed.total(np.stack([n, rms.count * shift, second]))
+    rms.count = count + float(n.flat[0])
     rms.mean = mean + first / rms.count
     rms.var = (count * var + second) / rms.count - (first / rms.count) ** 2
 

@@ -91,6 +91,23 @@ def test_runs_resume_after_a_kill(tmp_path: Path) -> None:
     assert result.returncode == 1 and "trained for 3000 steps, not 500" in result.stderr
 
 
+def test_two_calls_share_the_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "sb3_pg", "benchmark", "run", "--algos", "vpg", "--envs",
+               "CartPole-v1:3000", "--seeds", "1", "2", "--folder", "runs", "--jobs", "1"]  # fmt: skip
+    # Left by one that was killed
+    (tmp_path / "runs/.running/vpg-CartPole-v1-1/vpg").mkdir(parents=True)
+    with running(command, cwd=tmp_path, stdout=subprocess.PIPE) as first:
+        wait_until(lambda: any((tmp_path / "runs/.running").glob("*1/vpg/*/evaluations.npz")), first)
+        second = run_process(command, cwd=tmp_path, check=True).stdout
+        assert first.stdout is not None
+        out = first.stdout.read()
+        assert first.wait() == 0
+    assert "finished vpg/CartPole-v1_1" in out and "finished vpg/CartPole-v1_1" not in second
+    assert (out + second).count("finished vpg/CartPole-v1_2") == 1
+    assert len(list((tmp_path / "runs/vpg").glob("*/run.json"))) == 2
+    assert not [path for path in (tmp_path / "runs/.running").iterdir() if path.is_dir()]
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--algos", "vpg", "--envs", "Nope-v0:500", "CartPole-v1:500", "--seeds", "1", "--folder", str(tmp_path)])
