@@ -35,6 +35,8 @@ _PATIENCE = 10.0
 # The group that this module has started, if it has; whether an error has parted the ranks
 _is_ours = False
 _is_parted = False
+# Group of the tensors on the CPU, where that of the user's has no backend for them
+_of_cpu: Any = None
 
 
 def _group() -> Any:
@@ -74,13 +76,16 @@ def join() -> None:
 
     :raises RuntimeError: if an error has parted them
     """
-    global _is_ours
+    global _is_ours, _of_cpu
     if _is_parted:
         raise RuntimeError("The processes of this training have parted after an error: start all of them anew.")
-    if _group() is None and _is_launched():
-        th.distributed.init_process_group()  # gloo on the CPU, NCCL on CUDA
+    group = _group()
+    if group is None and _is_launched():
+        th.distributed.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo")
         _is_ours = True
         atexit.register(_leave)
+    elif group is not None and not _is_ours and _of_cpu is None and "cpu" not in group.get_backend_config():
+        _of_cpu = group.new_group(backend="gloo")  # what NCCL alone does not reduce: counts, metrics, seeds
 
 
 def _leave() -> None:
@@ -121,7 +126,7 @@ def gather(samples: Samples) -> Samples:
     padded = own.new_zeros(int(lengths.max()), *own.shape[1:])
     padded[: len(own)] = own
     of_all = [th.empty_like(padded) for _ in lengths]
-    _call(lambda: group.all_gather(of_all, padded), padded)
+    _call(lambda: group.all_gather(of_all, padded, _for(padded)), padded)
     together = th.cat([part[:n] for part, n in zip(of_all, lengths, strict=True)])
     return together.numpy() if isinstance(samples, np.ndarray) else together
 
@@ -132,7 +137,7 @@ def gather_items(items: list[Item]) -> list[list[Item]]:
     if group is None:
         return [items]
     of_all: list[Any] = [None] * size()
-    _call(lambda: group.all_gather_object(of_all, items))
+    _call(lambda: group.all_gather_object(of_all, items, _of_cpu))
     return of_all
 
 
@@ -169,7 +174,7 @@ def copy_from_first(tensors: Iterable[th.Tensor]) -> None:
     group = _group()
     if group is not None:
         for x in tensors:
-            _call(partial(group.broadcast, x.detach(), 0), x)
+            _call(partial(group.broadcast, x.detach(), 0, _for(x)), x)
 
 
 def of_first(item: Item) -> Item:
@@ -178,7 +183,7 @@ def of_first(item: Item) -> Item:
     if group is None:
         return item
     items = [item]
-    _call(lambda: group.broadcast_object_list(items, 0))
+    _call(lambda: group.broadcast_object_list(items, 0, _of_cpu))
     return items[0]
 
 
@@ -214,8 +219,13 @@ def _reduce(x: Any, operation: str) -> Any:
     group = _group()
     sums = th.tensor(x) if isinstance(x, int | float | np.generic) else th.as_tensor(x).detach().clone().contiguous()
     sums = sums.double() if isinstance(x, float) else sums
-    _call(lambda: group.all_reduce(sums, op=getattr(group.ReduceOp, operation)), sums)
+    _call(lambda: group.all_reduce(sums, getattr(group.ReduceOp, operation), _for(sums)), sums)
     return sums if isinstance(x, th.Tensor) else sums.numpy() if isinstance(x, np.ndarray) else sums.item()
+
+
+def _for(x: th.Tensor) -> Any:
+    """The group that has a backend for a tensor; None for that of all ranks."""
+    return None if x.is_cuda else _of_cpu
 
 
 def _call(communicate: Callable[[], Any], x: th.Tensor | None = None) -> None:
@@ -226,7 +236,7 @@ def _call(communicate: Callable[[], Any], x: th.Tensor | None = None) -> None:
     try:
         if x is not None and x.is_cuda:
             # Fails at once where a rank has gone; NCCL would wait
-            th.distributed.all_reduce(th.zeros(1))
+            th.distributed.all_reduce(th.zeros(1), group=_of_cpu)
         communicate()
     except RuntimeError as error:
         raise _EndedError(_first_error(error)) from error

@@ -271,7 +271,7 @@ def run_throughput(algos: list[str], env_ids: list[str], steps: int, repetitions
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("measuring", total=len(algos) * len(env_ids) * repetitions)
         for env_id in env_ids:
-            models = {algo: _make_tuned_model(algo, env_id, seed) for algo in algos}
+            models = {algo: make_tuned_model(algo, env_id, seed) for algo in algos}
             contenders: dict[str, Contender] = {algo: partial(_learn, model) for algo, model in models.items()}
             for row in interleave(contenders, steps, repetitions):
                 rows.append({"env": env_id, **row})
@@ -290,8 +290,13 @@ def run_throughput(algos: list[str], env_ids: list[str], steps: int, repetitions
     Console().print(table)
 
 
-def _make_tuned_model(algo: str, env_id: str, seed: int) -> OnPolicyAlgorithm:
-    """The model that rl-zoo3 makes of the hyperparameter file."""
+def make_tuned_model(algo: str, env_id: str, seed: int) -> OnPolicyAlgorithm:
+    """The model, with its environments, that rl-zoo3 makes of the hyperparameter file.
+
+    :param algo: name as rl-zoo3 knows it, after :func:`sb3_pg.zoo.register`
+    :param env_id: environment
+    :param seed: of model and environments
+    """
     from rl_zoo3.exp_manager import ExperimentManager
 
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
