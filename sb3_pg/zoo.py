@@ -3,6 +3,8 @@
 Nothing here is imported by the algorithms, and rl-zoo3 (the extra ``zoo``) is imported when a function is called.
 """
 
+import pickle
+import shutil
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common import callbacks, env_util
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg.algorithms.natural_pg import NaturalPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
@@ -18,6 +21,7 @@ from sb3_pg.algorithms.vanilla_pg import VanillaPG
 from sb3_pg.checkpoints import CheckpointCallback
 from sb3_pg.evaluation import EvalCallback, act_in, acting_in
 from sb3_pg.rollouts.monitor import EpisodeMonitor
+from sb3_pg.saving import write_atomically
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -141,6 +145,7 @@ def _keep_runs(manager: Any) -> None:
     from rl_zoo3.utils import get_latest_run_id
 
     create_callbacks, create_log_folder, learn = manager.create_callbacks, manager.create_log_folder, manager.learn
+    save_trained_model, setup_experiment = manager.save_trained_model, manager.setup_experiment
 
     @wraps(create_callbacks)
     def _create_callbacks(self: Any) -> None:
@@ -159,6 +164,7 @@ def _keep_runs(manager: Any) -> None:
         while True:
             try:
                 Path(self.save_path).mkdir()
+                self.has_made_folder = True
                 break
             except FileExistsError:
                 number = get_latest_run_id(self.log_path, self.env_name) + 1
@@ -175,7 +181,31 @@ def _keep_runs(manager: Any) -> None:
                 self.save_trained_model(model)
             raise
 
+    @wraps(setup_experiment)
+    def _setup_experiment(self: Any) -> Any:
+        try:
+            return setup_experiment(self)
+        except BaseException:
+            # Nothing has been trained: the next enjoy would look for an agent in it
+            if getattr(self, "has_made_folder", False):
+                shutil.rmtree(self.save_path, ignore_errors=True)
+            raise
+
+    @wraps(save_trained_model)
+    def _save_trained_model(self: Any, model: Any) -> None:
+        save = VecNormalize.save
+        VecNormalize.save = _save_atomically  # type: ignore[method-assign, assignment]
+        try:
+            save_trained_model(self, model)
+        finally:
+            VecNormalize.save = save  # type: ignore[method-assign]
+
     manager.create_callbacks, manager.create_log_folder, manager.learn = _create_callbacks, _create_log_folder, _learn
+    manager.save_trained_model, manager.setup_experiment = _save_trained_model, _setup_experiment
+
+
+def _save_atomically(normalize: VecNormalize, path: str) -> None:
+    write_atomically(path, pickle.dumps(normalize))
 
 
 def pass_env_kwargs_of_file() -> None:

@@ -1,5 +1,7 @@
 """A training that is stopped and resumed ends as the one that was not."""
 
+import csv
+import json
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ import torch as th
 from helpers import params
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnNoModelImprovement
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
@@ -258,3 +261,33 @@ def test_a_state_that_is_no_data_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match=r"state_dict\(\) of Wrong holds something else"):
         VanillaPG("MlpPolicy", "CartPole-v1", n_steps=16).learn(64, callback=[Wrong(), CheckpointCallback(16, tmp_path)])
+
+
+def test_a_logger_of_ones_own_goes_on(tmp_path: Path) -> None:
+    formats = ["csv", "json", "log"]
+
+    def rows(folder: Path) -> list[dict[str, str]]:
+        table = csv.DictReader((folder / "progress.csv").read_text().splitlines())
+        return [{k: v for k, v in row.items() if "time" not in k and "fps" not in k} for row in table]
+
+    logs: list[list[dict[str, str]]] = []
+    for stopped_at in (None, 500):
+        folder = tmp_path / str(stopped_at)
+        counter = Counter()
+        counter.stopped_at = stopped_at
+        model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=5), n_steps=32, seed=3, device="cpu")
+        model.set_logger(configure(str(folder), formats))
+        model.learn(STEPS, callback=[CheckpointCallback(FREQ, folder), counter], log_interval=1)
+        model.logger.close()
+        if stopped_at is not None:
+            env = make_vec_env("CartPole-v1", 2, seed=5)
+            resume(VanillaPG, folder, env, Counter(), log_folder=folder, device="cpu").logger.close()
+            with pytest.raises(ValueError, match="no logger of its own"):
+                other = tmp_path / "other"
+                VanillaPG("MlpPolicy", env, n_steps=32).learn(300, callback=CheckpointCallback(100, other))
+                resume(VanillaPG, other, env, log_folder=other)
+        logs.append(rows(folder))
+        steps = [json.loads(line)["time/total_timesteps"] for line in (folder / "progress.json").read_text().splitlines()]
+        assert steps == sorted(set(steps)) and steps[-1] >= STEPS
+        assert (folder / "log.txt").read_text().count("total_timesteps") == len(steps) == len(logs[-1])
+    assert logs[0] == logs[1] and len(logs[0]) == 13

@@ -1,6 +1,7 @@
 """Training runs of the benchmark: algorithms × environments × seeds through rl-zoo3, resumable, several at a time."""
 
 import datetime
+import difflib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
@@ -83,12 +85,16 @@ def plan(algos: Iterable[str], envs: Iterable[tuple[str, int | None]], seeds: It
     :param envs: environments, each with its budget in steps or None for that of :data:`sb3_pg.benchmark.BUDGETS`
     :param seeds: seeds
     :return: the runs in the order in which to do them
-    :raises ValueError: if an environment has no budget or an algorithm is unknown
+    :raises ValueError: if an environment has no budget, or it or an algorithm is unknown
     """
     runs = []
     algos, envs = list(algos), list(envs)
     for algo in algos:
         _find_file(algo)
+    for env_id, _ in envs:
+        if env_id not in gym.registry:
+            close = difflib.get_close_matches(env_id, gym.registry, n=1)
+            raise ValueError(f"There is no environment {env_id}{f': did you mean {close[0]}?' if close else '.'}")
     for seed in seeds:
         for env_id, n_timesteps in envs:
             if n_timesteps is None and env_id not in BUDGETS:

@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 
 from sb3_pg.benchmark import BUDGETS, LABELS
+from sb3_pg.cli.help import Formatter, epilog
 
 ROWS = ["CartPole-v1:1", "CartPole-v1:8", "Pendulum-v1:8", "HalfCheetah-v5:8"]
 ROWS += ["CartPole-v1:8:lstm64", "CartPole-v1:64:lstm128", "CartPole-v1:8:masked"]
@@ -40,7 +41,12 @@ def main(argv: list[str] | None = None) -> None:
 
     :param argv: arguments; those of the process if None
     """
-    parser = argparse.ArgumentParser(prog="sb3-pg benchmark", description="Benchmarks of sb3_pg against its peers.")
+    parser = argparse.ArgumentParser(
+        prog="sb3-pg benchmark",
+        description="Benchmarks of sb3_pg against its peers.",
+        formatter_class=Formatter,
+        epilog=epilog("benchmark"),
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add_command = partial(commands.add_parser, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     speed = add_command(
@@ -100,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         {"speed": _speed, "run": _run, "report": _report, "throughput": _throughput}[arguments.command](arguments)
     except ModuleNotFoundError as error:
-        parser.exit(1, f"{error.name} is missing: pip install 'sb3-pg[benchmark]'\n")
+        parser.exit(1, f"{error.name} is missing: pip install '.[benchmark]' in a checkout of sb3_pg\n")
     except (gym.error.Error, ValueError) as error:  # an environment unknown, its package missing, a wrong argument
         parser.exit(1, f"{error}\n")
 

@@ -9,6 +9,9 @@ import traceback
 from sb3_pg.loading import NotTrustedError
 
 _LOADING = ("enjoy", "record_video", "estimators")
+_INSTALL = "pip install '.[{}]' in a checkout of sb3_pg"
+# Which extra brings a package
+_EXTRAS = {"pandas": "benchmark", "rliable": "benchmark", "filelock": "benchmark", "rich": "extra", "matplotlib": "plots"}
 # Hyperparameters of A2C and PPO, and what there is in their place
 _ELSEWHERE = {
     "vf_coef": "the critic has an optimizer of its own, with critic_learning_rate.",
@@ -35,7 +38,9 @@ def explain(error: Exception, command: str) -> str:
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
-        return "rl-zoo3 is missing: pip install 'sb3-pg[zoo]'"
+        return f"rl-zoo3 is missing: {_INSTALL.format('zoo')}"
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return f"{error.name} is missing: {_INSTALL.format(_EXTRAS[error.name])}"
     if of_settings and isinstance(error, NameError | SyntaxError):
         return (
             f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "

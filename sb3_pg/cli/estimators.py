@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from sb3_pg.cli.help import Formatter, epilog
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting
+from sb3_pg.loading import NotTrustedError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="sb3-pg estimators",
         description="Variance, bias and noise scale of the policy-gradient estimators on an agent's own episodes: which "
         "weights, which baseline, how long a rollout. Takes agents of vpg, reinforce, npg, a2c and ppo.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Formatter,
+        epilog=epilog("estimators"),
     )
     parser.add_argument("--algo", default="vpg", help="algorithm, as rl-zoo3 knows it")
     parser.add_argument("--env", default="CartPole-v1", help="environment ID")
@@ -59,6 +62,12 @@ def main(argv: list[str] | None = None) -> None:
     console.print(_to_rich(table))
     console.print(f"Table in {arguments.output.with_suffix('.csv')}, figure in {arguments.output.with_suffix('.png')}")
     console.print(recommend(table), highlight=False)
+    if table.variance.isna().all() or not (table.variance > 0.0).any():
+        console.print(
+            "Every gradient is zero or cannot be told from noise: all episodes have had the same return, as those of an agent "
+            "that has solved its problem do. Take one that still learns: --model with a checkpoint (train --save-freq).",
+            highlight=False,
+        )
 
 
 def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -88,7 +97,15 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
         if not arguments.model.is_file():
             raise ValueError(f"There is no file {arguments.model}.")
         model_path, log_path = str(arguments.model), str(arguments.model.parent)
-    model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
+    try:
+        model = ALGOS[arguments.algo].load(model_path, device=arguments.device)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if arguments.model is None or isinstance(error, NotTrustedError):
+            raise
+        raise ValueError(
+            f"{arguments.model} does not open as a model of {arguments.algo}: name the algorithm that wrote it with --algo "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
     set_random_seed(arguments.seed)
     folder = Path(log_path) / env_name
     args = read_args(folder, arguments.trust)

@@ -18,6 +18,13 @@ def check_plot(command: str, arguments: list[str]) -> None:
     :raises ArgumentError: if the command would not take them
     :raises ValueError: if there are no runs of an environment, or too short ones
     """
+    if command == "plot_from_file":
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        parser.add_argument("-i", "--input", type=Path)
+        file = parser.parse_known_args(arguments)[0].input
+        if file is not None and not file.is_file():
+            raise ValueError(f"There is no file {file}: sb3-pg all_plots -o NAME writes NAME.pkl.")
+        return
     if command not in ("plot_train", "all_plots"):
         return
     several = "+" if command == "all_plots" else None

@@ -79,7 +79,7 @@ def _make_env_pool(env_id: str, eval_env: bool, **kwargs: Any) -> VecEnv:
     try:
         import envpool
     except ModuleNotFoundError as error:
-        raise ValueError("--vec-env envpool needs EnvPool: pip install 'sb3-pg[envpool]'") from error
+        raise ValueError("--vec-env envpool needs EnvPool: pip install '.[envpool]' in a checkout of sb3_pg") from error
     if env_id not in envpool.list_all_envs():
         raise ValueError(f"EnvPool has no {env_id}: train it with --vec-env gymnasium, dummy or subproc.")
     if kwargs["wrapper_class"] is not None:

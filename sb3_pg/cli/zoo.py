@@ -1,15 +1,21 @@
 """rl-zoo3's commands, in this process and with our algorithms registered."""
 
 import argparse
+import difflib
 import importlib
 import runpy
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
+from sb3_pg.cli.help import epilog, next_steps
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
 from sb3_pg.cli.ranks import sharing
+from sb3_pg.cli.replacing import replacing
 from sb3_pg.cli.resume import resuming, take_resume
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting, take_trust
@@ -31,6 +37,7 @@ def run(command: str, arguments: list[str]) -> None:
     trusted, arguments = take_trust(arguments)
     _refuse_ignored_options(arguments)
     register()
+    _check_algo(arguments)
     resumed, arguments = take_resume(arguments) if command == "train" else (None, arguments)
     with resuming(resumed, arguments, trusted) as arguments:
         _run(command, arguments, trusted)
@@ -62,12 +69,46 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         act_in_test_envs()
     if command == "record_video":
         pass_env_kwargs_of_file()
-    with sharing(), training_in(vec_env), nullcontext() if trusted else distrusting(command):
+    with (
+        showing_help(command),
+        telling_next(),
+        sharing(),
+        training_in(vec_env),
+        nullcontext() if trusted else distrusting(command),
+    ):
         if command == "record_video":
             runpy.run_module("rl_zoo3.record_video", run_name="__main__")
         else:
             module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
             getattr(module, command)()
+
+
+@contextmanager
+def showing_help(command: str) -> Iterator[None]:
+    """Say what rl-zoo3's help does not."""
+    try:
+        yield
+    except SystemExit as end:
+        if not end.code and {"-h", "--help"} & set(sys.argv):
+            print(f"\n{epilog(command, trusting=True)}")
+        raise
+
+
+@contextmanager
+def telling_next() -> Iterator[None]:
+    """Say after a training what to type next."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    manager: Any = ExperimentManager
+    save_trained_model = manager.save_trained_model
+
+    @wraps(save_trained_model)
+    def save(self: Any, model: Any) -> None:
+        save_trained_model(self, model)
+        print(next_steps(self.algo, self.env_name.gym_id, Path(self.save_path)))
+
+    with replacing((manager, "save_trained_model", save)):
+        yield
 
 
 def _import_packages(command: str, arguments: list[str], trusted: bool) -> list[str]:
@@ -130,6 +171,17 @@ def _refuse_ignored_options(arguments: list[str]) -> None:
         raise ValueError(
             "rl-zoo3 ignores --trial-id 0. Pass the trial by its place from the end, for example --trial-id -4 for the "
             "first of four."
+        )
+
+
+def _check_algo(arguments: list[str]) -> None:
+    from rl_zoo3.utils import ALGOS
+
+    algo = _option(arguments, "--algo")
+    if algo is not None and algo not in ALGOS:
+        close = difflib.get_close_matches(algo, ALGOS, n=1)
+        raise ValueError(
+            f"There is no algorithm {algo!r}: {f'did you mean {close[0]}?' if close else 'there are ' + ', '.join(ALGOS)}"
         )
 
 

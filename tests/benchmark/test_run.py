@@ -110,9 +110,22 @@ def test_two_calls_share_the_runs(tmp_path: Path) -> None:
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["run", "--algos", "vpg", "--envs", "Nope-v0:500", "CartPole-v1:500", "--seeds", "1", "--folder", str(tmp_path)])
+        main(
+            [
+                "run",
+                "--algos",
+                "vpg",
+                "--envs",
+                "phys2d/CartPole-v1:500",
+                "CartPole-v1:500",
+                "--seeds",
+                "1",
+                "--folder",
+                str(tmp_path),
+            ]
+        )
     assert (tmp_path / "vpg/CartPole-v1_1/run.json").is_file()
-    assert "1 of 2 runs failed: vpg/Nope-v0_1" in capsys.readouterr().err
+    assert "1 of 2 runs failed: vpg/phys2d-CartPole-v1_1" in capsys.readouterr().err
 
 
 def test_an_environment_with_a_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +141,10 @@ def test_an_environment_with_a_namespace(tmp_path: Path, monkeypatch: pytest.Mon
         assert message in result.stdout, result.stdout + result.stderr
 
 
-def test_an_unknown_algorithm_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--algos", "nonsense", "--envs", "CartPole-v1:500", "--folder", str(tmp_path)])
     assert "'nonsense' is no algorithm" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["run", "--algos", "vpg", "--envs", "CartPol-v1:500", "--folder", str(tmp_path)])
+    assert "There is no environment CartPol-v1: did you mean CartPole-v1?" in capsys.readouterr().err

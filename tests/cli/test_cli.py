@@ -65,6 +65,8 @@ def test_estimators(trained: Path) -> None:
     assert (trained / "estimators.png").stat().st_size > 10_000 and "gae_lambda" in (trained / "estimators.csv").read_text()
     run = trained / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip"
     sb3_pg(trained, f"estimators --algo reinforce --env CartPole-v1 --model {run} --episodes 8 --output own/table")
+    code, _, err = finish(trained, *f"estimators --algo ppo --env CartPole-v1 --model {run}".split())
+    assert code == 1 and "does not open as a model of ppo: name the algorithm that wrote it with --algo" in err
     assert (trained / "own/table.png").is_file()
     code, _, err = finish(trained, "estimators", "--algo", "vpg", "--env", "Acrobot-v1")
     assert code == 1 and "Train an agent first" in err
@@ -155,7 +157,9 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("enjoy --exp-id one", 2, "argument --exp-id: invalid int value: 'one'"),
         ("plot_train -a vpg -e CartPole-v1 -f logs -w few", 2, "invalid int value: 'few'"),
         ("plot_train -a vpg -e CartPole-v1 -f logs", 1, "There is no episode of CartPole-v1 by vpg in logs"),
-        ("train --algo nonsense", 2, "invalid choice: 'nonsense'"),
+        ("train --algo nonsense", 1, "There is no algorithm 'nonsense': there are"),
+        ("train --algo vgp", 1, "There is no algorithm 'vgp': did you mean vpg?"),
+        ("plot_from_file -i nothere.pkl", 1, "There is no file nothere.pkl"),
         ("train --algo vpg --env CartPol-v1", 1, "maybe meant CartPole-v1"),
         ("train --algo vpg -params n_step:1", 1, "VanillaPG has no hyperparameter 'n_step': did you mean 'n_steps'?"),
         ("train --algo vpg -params weights:return", 1, "with text in quotes"),
@@ -201,7 +205,14 @@ def test_a_traceback_on_demand(tmp_path: Path) -> None:
 def test_without_the_extra(tmp_path: Path) -> None:
     hide = "import sys; sys.modules['rl_zoo3'] = None; sys.argv[0] = 'sb3-pg'; from sb3_pg.cli import main; main()"
     code, _, err = finish(tmp_path, "train", program=("-c", hide))
-    assert code == 1 and err == "sb3-pg train: error: rl-zoo3 is missing: pip install 'sb3-pg[zoo]'\n"
+    assert code == 1 and err == "sb3-pg train: error: rl-zoo3 is missing: pip install '.[zoo]' in a checkout of sb3_pg\n"
+
+
+@pytest.mark.parametrize("command", ["train", "enjoy", "all_plots", "estimators", "benchmark"])
+def test_help_has_examples(command: str, tmp_path: Path) -> None:
+    _, out, _ = finish(tmp_path, command, "--help")
+    assert f"examples:\n  sb3-pg {command}" in out and "guide: docs/guides/" in out
+    assert ("--resume FOLDER" in out) == (command == "train") and ("--trust" in out) == (command != "benchmark")
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
