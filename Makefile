@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: all train test docs soak check format lint types build clean
+.PHONY: all train test docs docs-figures docs-browser soak check format lint types build clean
 all: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -22,7 +22,7 @@ train: $(STAMP)  ## train an agent on CartPole and show its return before and af
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
-check: lint types test  ## all that continuous integration checks
+check: lint types docs test  ## all that continuous integration checks
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -44,6 +44,13 @@ clean:
 docs: $(STAMP)  ## build the documentation site into docs/_build; warnings are errors
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/python docs/check.py
+
+docs-figures: $(STAMP)  ## draw the figures of the documentation anew
+	$(BIN)/python docs/figures.py
+
+docs-browser: docs  ## look at the site in headless Chromium: formulas, width of a phone, dark mode
+	$(BIN)/python docs/check.py --browser
 
 soak: $(STAMP)  ## kill a hundred trainings at random moments and resume them; rows in benchmarks/soak.csv
 	$(BIN)/python benchmarks/soak.py

@@ -1,5 +1,6 @@
 """Every example and every Python snippet of README and docs runs."""
 
+import json
 import pkgutil
 import re
 import sys
@@ -50,6 +51,15 @@ def test_example(path: Path, tmp_path: Path) -> None:
         assert float(re.findall(pattern, out)[0]) < bound
     if "figure.png" in ARGUMENTS[path.name[:2]]:
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    notebook = json.loads((ROOT / "examples/policy_gradients.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 9 and not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    shorter = re.sub(r"\d+_000\b", "600", "\n\n".join(cells)).replace("iterations=60", "iterations=3")
+    out = run(["-c", f"import matplotlib; matplotlib.use('Agg')\n{shorter}"], tmp_path)
+    assert "λ = 1.0: " in out and "Recommended: " in out
 
 
 def test_readme_and_docs_have_snippets() -> None:

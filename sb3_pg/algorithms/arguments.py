@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sb3_pg.algorithms.model import Model
     from sb3_pg.rollouts.collect import RolloutAlgorithm
 
+# Of rates and coefficients: beyond any use, and far from where float32 ends
+_LARGEST = 1e6
+
 
 def check_before_sb3(policy: Any, names: Iterable[str], env: Any, of_sb3: dict[str, Any]) -> None:
     """Check what SB3's constructor would fail on.
@@ -55,7 +58,7 @@ def check_before_sb3(policy: Any, names: Iterable[str], env: Any, of_sb3: dict[s
     device, seed, log = of_sb3.get("device", "auto"), of_sb3.get("seed"), of_sb3.get("tensorboard_log")
     try:
         get_device(device)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'device must be "auto" or one of torch\'s, such as "cpu" or "cuda:0", not {device!r}.') from error
     if seed is not None:
         check_integer("seed", seed, 0, " (None for any)")
@@ -99,7 +102,7 @@ def check_arguments(model: "Model") -> None:
     if callable(model.ent_coef):
         _check_schedule("ent_coef", model.ent_coef, -inf)
     else:
-        check_number("ent_coef", model.ent_coef, -inf, inf)
+        check_number("ent_coef", model.ent_coef, -_LARGEST, _LARGEST)
     if model.max_grad_norm is not None and not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm must be positive, or None for no clipping, not {model.max_grad_norm!r}.")
     check_rate("learning_rate", model.learning_rate)
@@ -254,13 +257,13 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
 
 
 def check_rate(name: str, value: Any) -> None:
-    """Refuse what is neither a schedule nor a finite number of at least 0."""
+    """Refuse what is neither a schedule nor a number from 0 to 10⁶."""
     if callable(value):
         _check_schedule(name, value, 0.0)
     elif not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a float or a schedule (a function of the progress remaining), not {value!r}.")
     else:
-        check_number(name, value, 0.0, inf)
+        check_number(name, value, 0.0, _LARGEST)
 
 
 def _check_schedule(name: str, schedule: Any, low: float) -> None:

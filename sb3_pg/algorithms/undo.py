@@ -42,6 +42,10 @@ def undone_on_error(model: "PolicyGradient") -> Iterator[None]:
         model.target_moments = moments
         if spoilt is not None:
             raise spoilt from error
+        if isinstance(error, ValueError) and str(error).startswith("Expected parameter"):  # torch's, of a distribution
+            raise ValueError(
+                f"The policy has no distribution of actions after the step{_ENDING}. Try a smaller learning rate."
+            ) from error
         raise
 
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from helpers import CLASSES
+from helpers import CLASSES, changed, params
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -158,3 +158,16 @@ def test_a_worker_that_is_killed_is_named(start_method: str) -> None:
         model.learn(1_000, callback=Kill())
     env.close()
     assert not any(process.is_alive() for process in env.processes)
+
+
+def test_a_step_beyond_all_distributions_is_taken_back() -> None:
+    model = VanillaPG("MlpPolicy", "Pendulum-v1", n_steps=8, learning_rate=1e5, seed=0, device="cpu")
+    before = params(model)
+    with pytest.raises(
+        ValueError, match=r"no distribution of actions after the step; the update is taken back.*smaller learning"
+    ):
+        model.learn(8)
+    assert not changed(before, model)
+    for name in ("learning_rate", "critic_learning_rate", "ent_coef"):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            VanillaPG("MlpPolicy", "Pendulum-v1", **{name: 1e20})
