@@ -190,6 +190,7 @@ def of_first(item: Item) -> Item:
 def require_equal(tensors: Mapping[str, th.Tensor]) -> None:
     """Refuse tensors whose bits are not those of the other ranks, by checksums.
 
+    :param tensors: by name, in the same order on all ranks
     :raises RuntimeError: naming the first of them
     """
     if _group() is None:

@@ -290,7 +290,11 @@ class GymnasiumVecEnv(VecEnv):
         return list(result) if isinstance(result, list | tuple) and len(result) == self.num_envs else [result] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """Whether each environment is wrapped. ``Monitor``'s part is played here; wrappers in other processes are not seen."""
+        """Whether each environment is wrapped. ``Monitor``'s part is played here; wrappers in other processes are not seen.
+
+        :param wrapper_class: a class of wrappers
+        :param indices: of environments; None for all
+        """
         envs: list[gym.Env] = getattr(self.env.unwrapped, "envs", [])
         if issubclass(wrapper_class, Monitor):
             return [True for _ in self._get_indices(indices)]

@@ -265,17 +265,27 @@ def _check_schedule(name: str, value: str) -> None:
         )
 
 
-# rl-zoo3 calls a sampler with Optuna's trial, the dimension of a Box action space (else 0), the number of parallel
-# environments and a dictionary that on-policy algorithms have no use for
-
-
 def sample_vpg_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Sample arguments of VanillaPG's constructor."""
+    """Sample arguments of VanillaPG's constructor.
+
+    :param trial: Optuna's
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: what on-policy algorithms have no use for
+    :return: by name; schedules as rl-zoo3 makes them of strings
+    """
     return _to_arguments({**_suggest_weights(trial), **_suggest_common(trial, n_actions), **_suggest_rates(trial)})
 
 
 def sample_reinforce_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Sample arguments of ReinforceBaseline's constructor."""
+    """Sample arguments of ReinforceBaseline's constructor.
+
+    :param trial: Optuna's
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: what on-policy algorithms have no use for
+    :return: by name; schedules as rl-zoo3 makes them of strings
+    """
     # A single environment has no other episode at the same time to compare with
     leave_one_out = ["leave_one_out"] if n_envs > 1 else []
     own = {
@@ -287,7 +297,14 @@ def sample_reinforce_params(trial: "Trial", n_actions: int, n_envs: int, additio
 
 
 def sample_npg_params(trial: "Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """Sample arguments of NaturalPG's constructor."""
+    """Sample arguments of NaturalPG's constructor.
+
+    :param trial: Optuna's
+    :param n_actions: dimension of a Box action space, else 0
+    :param n_envs: parallel environments
+    :param additional_args: what on-policy algorithms have no use for
+    :return: by name; schedules as rl-zoo3 makes them of strings
+    """
     own = {
         "target_kl": trial.suggest_float("target_kl", 1e-3, 0.1, log=True),
         "kl_schedule": trial.suggest_categorical("kl_schedule", ["constant", "linear"]),

@@ -10,15 +10,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from envs import TabularMDP, TabularVecEnv
 from helpers import VARIANTS
+from oracle import DISCOUNTED, EXACT, QUOTA, SIGNIFICANCE, WINDOW, mean_updates, tabular_model, tabular_p_value
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_pg import VanillaPG, distributed
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG, distributed
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.algorithms.ranks import named_tensors
 from sb3_pg.policies.steps import map_obs
 
 #: Environments of a rollout that is cut by environment, unequally
@@ -137,6 +140,83 @@ def trainings_are_alike(folder: Path) -> None:
     model.save(folder / f"model_of_{distributed.rank()}")
 
 
+def a_hundred_updates(folder: Path) -> None:
+    """Parameters, buffers and optimizer states stay equal bit for bit, in processes of environments as well."""
+    for cls, kwargs in ((VanillaPG, {}), (ReinforceBaseline, {"n_episodes": None}), (NaturalPG, {})):
+        env = make_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=SubprocVecEnv if cls is VanillaPG else None)
+        model = cls("MlpPolicy", env, n_steps=4, policy_kwargs=dict(net_arch=[8]), **kwargs)
+        while model._n_updates < 100:
+            model.learn(2 * 4 * 100 * distributed.size(), reset_num_timesteps=False)
+        state = {name: x.numpy().tobytes() for name, x in named_tensors(model).items()}
+        assert len(state) > 10
+        first, *others = distributed.gather_items([state])
+        assert all(other == first for other in others), cls
+        env.close()
+
+
+class Normed(FlattenExtractor):
+    """Batch norm of the observations."""
+
+    def __init__(self, observation_space: gym.spaces.Box):
+        super().__init__(observation_space)
+        self.norm = th.nn.BatchNorm1d(observation_space.shape[0])
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(super().forward(observations))
+
+
+def batch_norm_is_of_all(folder: Path) -> None:
+    """Its running statistics are those of one process that was shown all steps."""
+    policy_kwargs = dict(features_extractor_class=Normed, net_arch=[8])
+    model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=32, policy_kwargs=policy_kwargs)
+    model.learn(1)
+    seen = distributed.gather(model.rollout_buffer.observations.reshape(-1, 4))
+    norm = model.policy.features_extractor.norm
+    assert len(seen) == 64 * distributed.size()
+    np.testing.assert_allclose(norm.running_mean, 0.1 * seen.mean(axis=0), atol=1e-5)
+    assert not np.allclose(norm.running_mean, 0.1 * model.rollout_buffer.observations.reshape(-1, 4).mean(axis=0), atol=1e-6)
+
+
+def files_of_monitor(folder: Path) -> None:
+    """Files that all ranks have opened under one name are parted."""
+    env = make_vec_env("CartPole-v1", 2, monitor_dir=str(folder / "monitor"))
+    VanillaPG("MlpPolicy", env, n_steps=64).learn(600)
+    env.close()
+
+
+def oracle_holds(folder: Path) -> None:
+    """Updates of all ranks together are unbiased, and vary as those of one process with all the environments."""
+    size, rank = distributed.size(), distributed.rank()
+
+    def make_env(mdp: Any, n_envs: int, seed: int) -> TabularVecEnv:
+        return TabularVecEnv(mdp, n_envs // size, seed + 1000 * rank)
+
+    extent = QUOTA if size == 2 else WINDOW
+    for cls, kwargs in EXACT:
+        kwargs = {**kwargs, "n_rollouts": 60}
+        assert tabular_p_value(cls, 1, 24, make_env=make_env, **kwargs, **extent) > SIGNIFICANCE, (cls, kwargs)
+    # It has power
+    assert (
+        tabular_p_value(VanillaPG, 1, 24, direction_only=True, weights="reward_to_go", make_env=make_env, **QUOTA)
+        < SIGNIFICANCE
+    )
+    updates = tabular_updates(24, make_env)
+    expected = float((folder / "variance").read_text())
+    assert 0.75 < np.trace(np.cov(updates.T)) / expected < 1.33  # played twice, the same episodes would double it
+
+
+def tabular_updates(n_envs: int, make_env: Any = TabularVecEnv) -> np.ndarray:
+    model = tabular_model(VanillaPG, TabularMDP(1), 1, n_envs, make_env, weights="reward_to_go", **DISCOUNTED, **QUOTA)
+    return mean_updates(model, 400, lambda: model.policy.action_net.weight.detach()[:-1].flatten())
+
+
+def loaded_by_more(folder: Path) -> None:
+    """A model that two processes have saved goes on in four."""
+    model = VanillaPG.load(folder / "model_of_0", env=make_vec_env("CartPole-v1", 2))
+    model.learn(300)
+    (folder / f"went_on_{distributed.rank()}").touch()
+
+
 def stream_of_a_seed(folder: Path) -> None:
     """The same seed gives the same run twice."""
     runs = []
@@ -179,8 +259,11 @@ def fault(folder: Path, name: str) -> None:
 if __name__ == "__main__":
     th.set_num_threads(1)
     if sys.argv[1] == "checks":
-        for check in (steps_are_equal, trainings_are_alike, stream_of_a_seed):
+        checks = [steps_are_equal, trainings_are_alike, stream_of_a_seed, a_hundred_updates, batch_norm_is_of_all]
+        for check in [*checks, files_of_monitor, oracle_holds]:
             check(Path(sys.argv[2]))
         (Path(sys.argv[2]) / f"done_{distributed.rank()}").touch()
+    elif sys.argv[1] == "load":
+        loaded_by_more(Path(sys.argv[2]))
     else:
         fault(Path(sys.argv[2]), sys.argv[1])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch as th
 from helpers import ENVIRONMENT, TESTS, collect
-from ranks import CASES, N_ENVS, learn_from, make_model
+from ranks import CASES, N_ENVS, learn_from, make_model, tabular_updates
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pg import VanillaPG
@@ -19,7 +19,7 @@ from sb3_pg.cli import main
 from sb3_pg.policies.steps import map_obs
 
 # Seconds within which a fault of one rank has ended all, their start included
-LIMIT = 120
+LIMIT = 240
 
 
 def torchrun(
@@ -55,6 +55,7 @@ def record(case: int) -> dict[str, Any]:
 @pytest.mark.parametrize("n", [2, 3])
 def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
     (tmp_path / "records.pkl").write_bytes(pickle.dumps([record(case) for case in range(len(CASES))]))
+    (tmp_path / "variance").write_text(str(np.trace(np.cov(tabular_updates(24).T))))
     result = torchrun(n, "checks", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     assert sorted(path.name for path in tmp_path.glob("done_*")) == [f"done_{i}" for i in range(n)]
@@ -62,6 +63,13 @@ def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("model_of_*")] == ["model_of_0.zip"]
     assert len(list((tmp_path / "logs").glob("*/*tfevents*"))) == 1
     VanillaPG.load(tmp_path / "model_of_0", env=make_vec_env("CartPole-v1")).learn(100)
+    names = [f"{i}.monitor.csv" for i in range(2)]
+    names += [f"rank{rank}.{name}" for rank in range(1, n) for name in names]
+    assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == sorted(names)
+    assert all(len(pd.read_csv(tmp_path / "monitor" / name, comment="#")) > 0 for name in names)
+    if n == 2:
+        result = torchrun(4, "load", str(tmp_path))
+        assert result.returncode == 0 and len(list(tmp_path.glob("went_on_*"))) == 4, result.stderr
 
 
 @pytest.mark.parametrize(
