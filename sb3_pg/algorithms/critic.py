@@ -45,10 +45,11 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
     unit = scale if head is None else 1.0  # of what the networks return
     with _divided(head, scale):
         for _ in range(model.n_critic_updates if parameters else 0):  # none: the user has frozen the critic
-            for minibatch in distributed.aligned(kind.minibatches(batch.steps, share)):
+            minibatches = list(distributed.aligned(kind.minibatches(batch.steps, share)))
+            targets = [batch.returns[slice(0) if minibatch is None else minibatch] / scale for minibatch in minibatches]
+            sizes = distributed.total(np.array([len(returns) for returns in targets]))
+            for minibatch, returns, n in zip(minibatches, targets, sizes.tolist(), strict=True):
                 optimizer.zero_grad()
-                returns = batch.returns[slice(0) if minibatch is None else minibatch] / scale
-                n = distributed.total(len(returns))
                 losses.append(0.0)
                 if minibatch is not None:
                     loss = value_loss(kind.values(batch.steps[minibatch]) / unit, returns) * (len(returns) / n)
@@ -60,8 +61,8 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
                 clip_gradient("the critic's gradient", parameters, model.max_grad_norm)
                 optimizer.step()
     policy.set_training_mode(False)
-    before, targets = (distributed.gather(x).cpu().numpy() for x in (batch.values, batch.returns))
-    metrics = {"explained_variance": explained_variance(before, targets)}
+    values, observed = (distributed.gather(x).cpu().numpy() for x in (batch.values, batch.returns))
+    metrics = {"explained_variance": explained_variance(values, observed)}
     return metrics | {"value_loss": float(np.mean(distributed.total(np.array(losses))))} if losses else metrics
 
 
