@@ -19,16 +19,16 @@ from sb3_pg.cli import main
 from sb3_pg.policies.steps import map_obs
 
 # Seconds within which a fault of one rank has ended all, their start included
-LIMIT = 240
+LIMIT = 120
 
 
 def torchrun(
-    n: int, *arguments: str, script: Path = TESTS / "ranks.py", cwd: Path | None = None
+    n: int, *arguments: str, script: Path = TESTS / "ranks.py", cwd: Path | None = None, limit: int = LIMIT
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
     program = arguments if arguments[0] == "-m" else (str(script), *arguments)
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *program], capture_output=True, text=True, timeout=LIMIT, env=environment, cwd=cwd)
+    return subprocess.run([*command, *program], capture_output=True, text=True, timeout=limit, env=environment, cwd=cwd)
 
 
 def record(case: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def record(case: int) -> dict[str, Any]:
 def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
     (tmp_path / "records.pkl").write_bytes(pickle.dumps([record(case) for case in range(len(CASES))]))
     (tmp_path / "variance").write_text(str(np.trace(np.cov(tabular_updates(24).T))))
-    result = torchrun(n, "checks", str(tmp_path))
+    result = torchrun(n, "checks", str(tmp_path), limit=1200)
     assert result.returncode == 0, result.stdout + result.stderr
     assert sorted(path.name for path in tmp_path.glob("done_*")) == [f"done_{i}" for i in range(n)]
     # Rank 0 alone has written, and what it wrote is a model like any other
@@ -68,7 +68,7 @@ def test_ranks_train_as_one_process(n: int, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == sorted(names)
     assert all(len(pd.read_csv(tmp_path / "monitor" / name, comment="#")) > 0 for name in names)
     if n == 2:
-        result = torchrun(4, "load", str(tmp_path))
+        result = torchrun(4, "load", str(tmp_path), limit=600)
         assert result.returncode == 0 and len(list(tmp_path.glob("went_on_*"))) == 4, result.stderr
 
 
@@ -97,7 +97,7 @@ def test_ranks_end_when_one_is_killed(tmp_path: Path) -> None:
 
 
 def test_the_example_trains_with_several_processes() -> None:
-    result = torchrun(2, "600", script=TESTS.parent / "examples" / "12_many_processes.py")
+    result = torchrun(2, "600", script=TESTS.parent / "examples" / "12_many_processes.py", limit=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("return") == 1 and "steps of 2 processes" in result.stdout
 
@@ -112,7 +112,7 @@ def test_other_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch
 def test_the_zoo_trains_one_run_of_several_processes_and_resumes_it(tmp_path: Path) -> None:
     options = ["-n", "3000", "--eval-freq", "800", "--eval-episodes", "2", "--save-freq", "900", "--num-threads", "1"]
     options += ["--algo", "vpg", "--env", "CartPole-v1", "-params", "normalize:True", "--tensorboard-log", "tb"]
-    result = torchrun(2, "-m", "sb3_pg", "train", *options, cwd=tmp_path)
+    result = torchrun(2, "-m", "sb3_pg", "train", *options, cwd=tmp_path, limit=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Log path") == 1
     run = tmp_path / "logs/vpg/CartPole-v1_1"
@@ -131,7 +131,7 @@ def test_the_zoo_trains_one_run_of_several_processes_and_resumes_it(tmp_path: Pa
     (run / f"rl_model_{checkpoints[1]}_steps.zip").unlink()
     with pytest.raises(SystemExit, match="written by 2 processes"):
         main(["train", "--resume", str(run)])
-    result = torchrun(2, "-m", "sb3_pg", "train", "--resume", str(run), cwd=tmp_path)
+    result = torchrun(2, "-m", "sb3_pg", "train", "--resume", str(run), cwd=tmp_path, limit=600)
     assert result.returncode == 0, result.stderr
     resumed = VanillaPG.load(run / "CartPole-v1.zip")
     for name, tensor in end.policy.state_dict().items():
