@@ -22,7 +22,7 @@ def check_plot(command: str, arguments: list[str]) -> None:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         parser.add_argument("-i", "--input", type=Path)
         file = parser.parse_known_args(arguments)[0].input
-        if file is not None and not file.is_file():
+        if file is not None and not (file.is_file() or Path(f"{file}.pkl").is_file()):
             raise ValueError(f"There is no file {file}: sb3-pg all_plots -o NAME writes NAME.pkl.")
         return
     if command not in ("plot_train", "all_plots"):

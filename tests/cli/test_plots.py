@@ -26,6 +26,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_run(tmp_path / "logs/vpg", "CartPole-v1_2", 30, 0)
     make_run(tmp_path / "logs/vpg", "Pendulum-v1_1", 0, 0)
     make_run(tmp_path / "logs/a2c", "Acrobot-v1_1", 5, 1)
+    (tmp_path / "all.pkl").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
