@@ -16,8 +16,6 @@ import argparse
 import csv
 import math
 import multiprocessing
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pg import NaturalPG, VanillaPG, distributed
+from sb3_pg.benchmark.ranks import become, find_port
 
 FILE = Path(__file__).with_suffix(".csv")
 CLASSES: dict[str, Any] = {"VanillaPG": VanillaPG, "NaturalPG": NaturalPG}
@@ -85,8 +84,7 @@ def learn(name: str, subject: str) -> list[float]:
 
 def work(rank: int, port: int, name: str, subject: str, results: Any) -> None:
     """One of two processes: seconds of a rollout, sums of a rollout and their bytes, latency and bandwidth."""
-    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=port)
-    os.environ.update({key: str(value) for key, value in place.items()})
+    become(rank, 2, port)
     th.set_num_threads(1)
     distributed.join()
     sums, all_reduce = [], th.distributed.all_reduce
@@ -121,9 +119,7 @@ def measure() -> None:
         for name in CLASSES:
             th.set_num_threads(1)
             alone = learn(name, subject)
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
+            port = find_port()
             results = context.Queue()
             processes = [context.Process(target=work, args=(rank, port, name, subject, results)) for rank in range(2)]
             for process in processes:

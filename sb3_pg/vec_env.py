@@ -141,13 +141,13 @@ class GymnasiumVecEnv(VecEnv):
                 self._note_resets(infos, np.flatnonzero(self._was_reset))
         if dones.any():
             ended = np.flatnonzero(dones)
-            is_same_step, is_dict = self._mode == _SAME_STEP, isinstance(observations, dict)
+            is_same_step = self._mode == _SAME_STEP
             last_infos = infos.get("final_info", {}) if is_same_step else infos
             if is_same_step:  # an array of objects
                 last_observations = [self._to_sb3(_row(infos["final_obs"], i)) for i in ended.tolist()]
             else:
-                of_ended = {key: x[ended] for key, x in observations.items()} if is_dict else observations[ended]
-                last_observations = [_row(of_ended, row) for row in range(len(ended))] if is_dict else list(of_ended)
+                of_ended = _row(observations, ended)
+                last_observations = [_row(of_ended, row) for row in range(len(ended))]
             cut = (np.asarray(truncated) & ~np.asarray(terminated))[ended].tolist()
             for row, (i, episode) in enumerate(zip(ended.tolist(), self._end_episodes(ended), strict=True)):
                 step_infos[i] = {
@@ -375,7 +375,7 @@ def _is_of(mask: Any, i: int) -> bool:
     return mask is None or bool(mask[i])
 
 
-def _row(batch: Any, i: int) -> Any:
+def _row(batch: Any, i: Any) -> Any:
     return {key: _row(value, i) for key, value in batch.items()} if isinstance(batch, dict) else batch[i]
 
 

@@ -20,6 +20,7 @@ from sb3_pg.algorithms.reinforce_baseline import ReinforceBaseline
 from sb3_pg.algorithms.vanilla_pg import VanillaPG
 from sb3_pg.checkpoints import CheckpointCallback
 from sb3_pg.evaluation import EvalCallback, act_in, acting_in
+from sb3_pg.replacing import replacing
 from sb3_pg.rollouts.monitor import EpisodeMonitor
 from sb3_pg.saving import write_atomically
 
@@ -129,11 +130,8 @@ def _extend(manager: Any) -> None:
     @wraps(create_envs)
     def _create_envs(self: Any, *args: Any, **kwargs: Any) -> Any:
         # SB3's make_vec_env knows no other Monitor than its own
-        env_util.Monitor = EpisodeMonitor if self.algo in ALGORITHMS else Monitor  # type: ignore[misc, attr-defined]
-        try:
+        with replacing((env_util, "Monitor", EpisodeMonitor if self.algo in ALGORITHMS else Monitor)):
             return create_envs(self, *args, **kwargs)
-        finally:
-            env_util.Monitor = Monitor  # type: ignore[misc, attr-defined]
 
     manager.create_envs, manager.objective = _create_envs, _objective
     manager.__init__, manager._preprocess_schedules = initialise, staticmethod(_preprocess_schedules)
@@ -193,12 +191,8 @@ def _keep_runs(manager: Any) -> None:
 
     @wraps(save_trained_model)
     def _save_trained_model(self: Any, model: Any) -> None:
-        save = VecNormalize.save
-        VecNormalize.save = _save_atomically  # type: ignore[method-assign, assignment]
-        try:
+        with replacing((VecNormalize, "save", _save_atomically)):
             save_trained_model(self, model)
-        finally:
-            VecNormalize.save = save  # type: ignore[method-assign]
 
     manager.create_callbacks, manager.create_log_folder, manager.learn = _create_callbacks, _create_log_folder, _learn
     manager.save_trained_model, manager.setup_experiment = _save_trained_model, _setup_experiment

@@ -9,7 +9,7 @@ import sb3_pg
 PACKAGE = Path(sb3_pg.__file__).parent
 # A part of the package may import those of its own line and of the lines above it
 LAYERS = [
-    {"estimators", "losses", "distributed", "finite", "evaluation", "loading", "saving", "vec_env"},
+    {"estimators", "losses", "distributed", "finite", "evaluation", "loading", "saving", "vec_env", "replacing"},
     {"policies"},
     {"rollouts"},
     {"algorithms"},

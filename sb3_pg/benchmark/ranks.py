@@ -24,7 +24,7 @@ def make_ranks(env_id: str, n_envs: int, most: int, seed: int) -> dict[str, Call
     :param seed: seed of models and environments
     :return: by name, what runs at least so many steps a process and returns how many all of them have run
     """
-    sizes = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    sizes = [2**i for i in range(most.bit_length())]
     return {
         f"{name}, {size} process{'es' if size > 1 else ''}": _start(name, env_id, n_envs, size, seed)
         for name in CLASSES
@@ -32,10 +32,26 @@ def make_ranks(env_id: str, n_envs: int, most: int, seed: int) -> dict[str, Call
     }
 
 
-def _start(name: str, env_id: str, n_envs: int, size: int, seed: int) -> Callable[[int], int]:
+def find_port() -> int:
+    """A port at which the processes of a training can meet."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def become(rank: int, size: int, port: int) -> None:
+    """Tell this process what torchrun would tell it.
+
+    :param rank: its number
+    :param size: how many processes there are
+    :param port: of this machine, where they meet
+    """
+    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=port)
+    os.environ.update({key: str(value) for key, value in place.items()})
+
+
+def _start(name: str, env_id: str, n_envs: int, size: int, seed: int) -> Callable[[int], int]:
+    port = find_port()
     context = multiprocessing.get_context("spawn")
     pipes = []
     for rank in range(size):
@@ -61,9 +77,8 @@ def _work(pipe: Connection, name: str, env_id: str, n_envs: int, rank: int, size
     import sb3_pg
 
     th.set_num_threads(1)
-    if size > 1:  # what torchrun would tell
-        place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=port)
-        os.environ.update({key: str(value) for key, value in place.items()})
+    if size > 1:
+        become(rank, size, port)
     cls: Any = getattr(sb3_pg, name)
     model = None
     with suppress(EOFError):

@@ -28,7 +28,7 @@ _OPTIONS = {
     ),
 }
 _TRUST = "--trust                      run whatever code the files of a run or a model may hold"
-_GUIDES = {"train": "rl_zoo3", "estimators": "which_estimator"}
+_GUIDES = {"estimators": "which_estimator"}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -7,7 +7,7 @@ from functools import partial, wraps
 from typing import Any
 
 from sb3_pg import distributed
-from sb3_pg.cli.replacing import replacing
+from sb3_pg.replacing import replacing
 from sb3_pg.zoo import ALGORITHMS
 
 

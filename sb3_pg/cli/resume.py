@@ -12,10 +12,10 @@ import yaml
 
 from sb3_pg import zoo
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
-from sb3_pg.cli.replacing import replacing
 from sb3_pg.cli.runs import check_packages, read_args
 from sb3_pg.cli.trust import check_settings
 from sb3_pg.loading import NotTrustedError, parse_normalize, read_settings
+from sb3_pg.replacing import replacing
 from sb3_pg.rollouts.monitor import EpisodeMonitor
 
 # Options of a run that a resumed one has as well, by what they are called in args.yml

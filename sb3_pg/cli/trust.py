@@ -17,7 +17,6 @@ import yaml
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from sb3_pg.algorithms.model import Model
-from sb3_pg.cli.replacing import replacing
 from sb3_pg.loading import (
     NotTrustedError,
     load_model,
@@ -27,6 +26,7 @@ from sb3_pg.loading import (
     read_settings,
     settings_loader,
 )
+from sb3_pg.replacing import replacing
 
 # Wrappers that a run may name, but for those that write files where they are told to
 _WRAPPERS = (

@@ -12,7 +12,7 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.cli.replacing import replacing
+from sb3_pg.replacing import replacing
 from sb3_pg.vec_env import GymnasiumVecEnv
 
 _NAMES = ("gymnasium", "envpool")

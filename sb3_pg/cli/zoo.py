@@ -15,11 +15,11 @@ from typing import Any
 from sb3_pg.cli.help import epilog, next_steps
 from sb3_pg.cli.plots import check_plot, count_abandoned_steps
 from sb3_pg.cli.ranks import sharing
-from sb3_pg.cli.replacing import replacing
 from sb3_pg.cli.resume import resuming, take_resume
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting, take_trust
 from sb3_pg.cli.vec_env import take_vec_env, training_in
+from sb3_pg.replacing import replacing
 from sb3_pg.zoo import act_in_test_envs, pass_env_kwargs_of_file, register
 
 _LOADING = ("enjoy", "record_video")
