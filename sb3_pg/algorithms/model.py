@@ -94,6 +94,8 @@ class Model(RolloutAlgorithm):
         **of_sb3: Any,
     ):
         check_before_sb3(policy, self.policy_aliases, env, of_sb3)
+        if of_sb3.get("seed") is not None:
+            of_sb3["seed"] = int(of_sb3["seed"])  # Python's generator takes no integer of NumPy's
         super().__init__(
             policy,
             env,

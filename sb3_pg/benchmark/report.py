@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from rich.progress import track
 from rliable import library as rly
 from rliable import metrics
@@ -20,7 +21,7 @@ from sb3_pg.benchmark import BUDGETS, LABELS
 from sb3_pg.zoo import ALGORITHMS
 
 PEERS = ("a2c", "ppo", "trpo")
-COLORS = {"vpg": "C0", "reinforce": "C2", "npg": "C3", "a2c": "0.65", "ppo": "0.35", "trpo": "0.0"}
+COLORS = {"vpg": "C0", "reinforce": "C2", "npg": "C3", "a2c": "C1", "ppo": "C4", "trpo": "0.3"}
 #: The final return of a run is the mean of so many evaluations at its end
 N_FINAL = 3
 #: Share of the way from a random policy (0) to the best algorithm (1) that counts as learnt
@@ -338,7 +339,9 @@ def _draw_curves(
         ax.axhline(lowest[env], color="0.7", ls=":", lw=1)
         ax.set_title(env, fontsize=10)
         ax.set_xlabel("environment steps" if rates is None else "seconds of training", fontsize=9)
-        if rates is not None:
+        if rates is None:
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        else:
             ax.set_xscale("log")
         ax.set_ylabel("return", fontsize=9)
         ax.tick_params(labelsize=8)

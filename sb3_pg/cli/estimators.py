@@ -14,6 +14,8 @@ from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting
 from sb3_pg.loading import NotTrustedError
 
+_WIDTH_WITH_INTERVALS = 115
+
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the estimators on a trained agent, print the table and write CSV and figure.
@@ -59,13 +61,14 @@ def main(argv: list[str] | None = None) -> None:
     table.to_csv(arguments.output.with_suffix(".csv"), index=False)
     _draw(table, f"{arguments.algo} on {arguments.env}").savefig(arguments.output.with_suffix(".png"), dpi=150)
     console = Console()
-    console.print(_to_rich(table))
+    console.print(_to_rich(table, console.width))
     console.print(f"Table in {arguments.output.with_suffix('.csv')}, figure in {arguments.output.with_suffix('.png')}")
     console.print(recommend(table), highlight=False)
-    if table.variance.isna().all() or not (table.variance > 0.0).any():
+    if table.snr.isna().any():
         console.print(
-            "Every gradient is zero or cannot be told from noise: all episodes have had the same return, as those of an agent "
-            "that has solved its problem do. Take one that still learns: --model with a checkpoint (train --save-freq).",
+            "Where there is –, the gradient cannot be told from noise: play more episodes (--episodes). Where all episodes have "
+            "about the same return, as those of an agent that has solved its problem, there is no gradient left: take one that "
+            "still learns, such as a checkpoint (--model; train --save-freq writes them).",
             highlight=False,
         )
 
@@ -145,49 +148,49 @@ def _name(row: Any) -> str:
     return f"γᵗ ({name})" if row.discounted and row.estimator != "return" else name
 
 
-def _to_rich(table: pd.DataFrame) -> Any:
+def _to_rich(table: pd.DataFrame, width: int) -> Any:
+    """The table as it fits the terminal: a narrow one is shown no intervals."""
     from rich.table import Table
 
-    columns = ("estimator", "variance [95%]", "SNR", "bias [95%]", "cosine", "batch worth having", "alignment")
+    wide = width >= _WIDTH_WITH_INTERVALS
+    of_interval = " [95%]" if wide else ""
+    columns = ("estimator", f"variance{of_interval}", "SNR", f"bias{of_interval}", "cosine", "batch", "alignment")
     rich = Table(*columns, title=f"{table.episodes[0]} episodes, {table.steps[0]:,} steps", caption="variance of one episode; "
-                 "bias relative to Gₜ − V; batch in steps; alignment: of one rollout with the gradient")  # fmt: skip
+                 "bias relative to Gₜ − V; batch worth having, in steps; alignment: of one rollout with the gradient; –: not told "
+                 f"from noise{'' if wide else '; 95% intervals in the CSV file'}")  # fmt: skip
     best = table.alignment.max()
     for row in _rows(table):
         cells = [
             _name(row),
-            f"{row.variance:.3g} [{row.variance_low:.3g}, {row.variance_high:.3g}]",
+            f"{row.variance:.3g}" + f" [{row.variance_low:.3g}, {row.variance_high:.3g}]" * wide,
             f"{row.snr:.3f}",
-            f"{row.bias:.2f} [{row.bias_low:.2f}, {row.bias_high:.2f}]",
+            f"{row.bias:.2f}" + f" [{row.bias_low:.2f}, {row.bias_high:.2f}]" * wide,
             f"{row.cosine:.2f}",
             f"{row.batch_steps:,.0f}",
             f"{row.alignment:.2f}",
         ]
-        rich.add_row(*cells, style="bold" if row.alignment == best else None)
+        rich.add_row(*("–" if "nan" in cell else cell for cell in cells), style="bold" if row.alignment == best else None)
     return rich
 
 
 def _draw(table: pd.DataFrame, title: str) -> Any:
-    """Variance by estimator with error bars, and noise against bias for the grid of λ."""
+    """Variance and bias with their 95% intervals, and what both make of a rollout."""
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = fig.subplots(1, 2)
+    panels = fig.subplots(1, 3, sharey=True)
     names = [_name(row) for row in _rows(table)]
-    errors = [table.variance - table.variance_low, table.variance_high - table.variance]
-    left.barh(names, table.variance, xerr=[error.clip(lower=0.0) for error in errors], color="C0", alpha=0.7, capsize=3)
-    left.set_xscale("log")
-    left.invert_yaxis()
-    left.set_xlabel("variance of one episode's gradient, tr Cov(g) [95% interval]")
-    noise = (table.noise_scale / (table.rollout_steps / table.steps * table.episodes)) ** 0.5
-    is_gae = table.estimator == "gae"
-    right.plot(table.bias[is_gae], noise[is_gae], "-", color="C1", lw=1)
-    right.errorbar(table.bias, noise, xerr=[(table.bias - table.bias_low).clip(lower=0.0),
-                   (table.bias_high - table.bias).clip(lower=0.0)], fmt="o", color="C1", ms=4, elinewidth=0.7)  # fmt: skip
-    for x, y, name in zip(table.bias, noise, names, strict=True):
-        if x == x and y == y:
-            right.annotate(name, (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
-    right.set_yscale("log")
-    right.set_xlabel("bias, relative to the length of the gradient [95% interval]")
-    right.set_ylabel("noise ÷ signal of one rollout")
+    for ax, name in zip(panels, ("variance", "bias"), strict=False):
+        errors = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
+        ax.errorbar(table[name], names, xerr=[error.clip(lower=0.0) for error in errors], fmt="o", color="C0", ms=5, capsize=3)
+    panels[2].barh(names, table.alignment, color=["C1" if x == table.alignment.max() else "C0" for x in table.alignment])
+    panels[0].set_xscale("log")
+    panels[0].invert_yaxis()
+    panels[0].set_xlabel("variance of one episode's gradient")
+    panels[1].set_xlabel("bias, relative to the gradient's length")
+    panels[2].set_xlabel("alignment of one rollout with the gradient")
+    for ax in panels:
+        ax.grid(axis="y", color="0.9")
+        ax.set_axisbelow(True)
     fig.suptitle(title)
     return fig

@@ -2,6 +2,9 @@
 
 import argparse
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, ts2xy
 
+from sb3_pg.replacing import replacing
+
 
 def check_plot(command: str, arguments: list[str]) -> None:
-    """Refuse to draw nothing.
+    """Refuse to draw nothing, and say on stderr what will be missing.
 
     :param command: of rl-zoo3
     :param arguments: its options
@@ -54,6 +59,8 @@ def check_plot(command: str, arguments: list[str]) -> None:
                     f"No run of {where} has the {options.episode_window} episodes of a point of the curve: "
                     f"-w {max(n_episodes)} would draw one."
                 )
+            _say_missing([run.name for run, n in zip(runs, n_episodes, strict=True) if n < options.episode_window],
+                         f"not drawn, having fewer than {options.episode_window} episodes (-w)")  # fmt: skip
         else:
             n_evaluations = [_count_evaluations(run) for run in runs]
             if not any(n_evaluations):
@@ -63,6 +70,15 @@ def check_plot(command: str, arguments: list[str]) -> None:
                 )
             if max(n_evaluations) < 2:
                 raise ValueError(f"Every run of {where} was evaluated once: a curve takes two (a smaller --eval-freq).")
+            evaluated = {run.parent for run, n in zip(runs, n_evaluations, strict=True) if n >= 2}
+            series = [Path(folder) / algo for algo in algos for folder in folders]
+            _say_missing([f"{env} in {path}" for path in series if path not in evaluated],
+                         "no results (0.0 in the table), having no run with two evaluations")  # fmt: skip
+
+
+def _say_missing(names: list[str], what: str) -> None:
+    if names:
+        print(f"{', '.join(names)}: {what}.", file=sys.stderr)
 
 
 def _find_runs(folder: Path, env: str) -> list[Path]:
@@ -83,6 +99,20 @@ def _count_evaluations(run: Path) -> int:
         return 0
     with np.load(path) as evaluations:
         return len(evaluations["timesteps"])
+
+
+@contextmanager
+def own_title() -> Iterator[None]:
+    """Have plot_from_file's bars not say that every environment is PyBullet's."""
+    from matplotlib import pyplot as plt
+
+    set_title = plt.title
+
+    def title(label: str, **kwargs: Any) -> Any:
+        return set_title("Final evaluations" if label == "PyBullet envs" else label, **kwargs)
+
+    with replacing((plt, "title", title)):
+        yield
 
 
 def count_abandoned_steps(arguments: list[str]) -> list[str]:

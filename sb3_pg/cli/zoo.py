@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_pg.cli.help import epilog, next_steps
-from sb3_pg.cli.plots import check_plot, count_abandoned_steps
+from sb3_pg.cli.plots import check_plot, count_abandoned_steps, own_title
 from sb3_pg.cli.ranks import sharing
 from sb3_pg.cli.resume import resuming, take_resume
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
@@ -74,6 +74,7 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         telling_next(),
         sharing(),
         training_in(vec_env),
+        own_title() if command == "plot_from_file" else nullcontext(),
         nullcontext() if trusted else distrusting(command),
     ):
         if command == "record_video":

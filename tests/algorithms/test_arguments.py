@@ -58,6 +58,12 @@ def test_bad_arguments(cls: type[PolicyGradient], kwargs: dict[str, Any], error:
         cls("MlpPolicy", "CartPole-v1", **kwargs)
 
 
+def test_seeds_of_numpy_are_seeds() -> None:
+    models = [VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8, seed=seed).learn(8) for seed in (3, np.int64(3))]
+    a, b = (model.policy.state_dict() for model in models)
+    assert all(th.equal(a[key], b[key]) for key in a)
+
+
 def test_arguments_given_to_load_are_checked(tmp_path: Path) -> None:
     VanillaPG("MlpPolicy", "CartPole-v1").save(tmp_path / "m")
     with pytest.raises(ValueError, match="gamma must be"):

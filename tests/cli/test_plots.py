@@ -67,6 +67,21 @@ def test_something_to_draw(command: str, runs: Path) -> None:
     check_plot(name, arguments)
 
 
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("plot_train -a vpg -e CartPole-v1 -f logs -w 25", "CartPole-v1_1: not drawn, having fewer than 25 episodes (-w).\n"),
+        ("all_plots -a vpg a2c -e CartPole-v1 -f logs", "CartPole-v1 in logs/a2c: no results (0.0 in the table)"),
+        ("all_plots -a vpg -e CartPole-v1 -f logs", ""),
+    ],
+)
+def test_what_is_missing_is_said(command: str, message: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *arguments = command.split()
+    check_plot(name, arguments)
+    err = capsys.readouterr().err
+    assert err.startswith(message) and bool(err) == bool(message)
+
+
 @pytest.mark.parametrize("limit", ["", "-max 100"])
 def test_the_axis_of_plot_train_counts_abandoned_steps(limit: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = runs / "logs/reinforce/CartPole-v1_1"
