@@ -94,8 +94,7 @@ class Model(RolloutAlgorithm):
         **of_sb3: Any,
     ):
         check_before_sb3(policy, self.policy_aliases, env, of_sb3)
-        if of_sb3.get("seed") is not None:
-            of_sb3["seed"] = int(of_sb3["seed"])  # Python's generator takes no integer of NumPy's
+        of_sb3["seed"] = of_sb3.get("seed") and int(of_sb3["seed"])  # Python's generator takes no integer of NumPy's
         super().__init__(
             policy,
             env,
@@ -158,8 +157,7 @@ class Model(RolloutAlgorithm):
             raise ValueError(
                 f"n_steps: rollouts of {self.n_steps} steps of {self.n_envs} environments do not fit in memory."
             ) from error
-        kind = find_kind(self.policy_class)
-        policy = kind.make_policy(
+        policy = find_kind(self.policy_class).make_policy(
             self.policy_class,
             self.observation_space,
             action_space,

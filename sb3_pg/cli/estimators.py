@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     console.print(recommend(table), highlight=False)
     if table.snr.isna().any():
         console.print(
-            "Where there is –, the gradient cannot be told from noise: play more episodes (--episodes). Where all episodes have "
-            "about the same return, as those of an agent that has solved its problem, there is no gradient left: take one that "
-            "still learns, such as a checkpoint (--model; train --save-freq writes them).",
+            "Where there is –, the gradient cannot be told from noise: play more episodes (--episodes). If all episodes have about "
+            "the same return, as those of an agent that has solved its problem, no gradient is left: take one that still learns, "
+            "such as a checkpoint (--model; train --save-freq writes them).",
             highlight=False,
         )
 
@@ -155,9 +155,11 @@ def _to_rich(table: pd.DataFrame, width: int) -> Any:
     wide = width >= _WIDTH_WITH_INTERVALS
     of_interval = " [95%]" if wide else ""
     columns = ("estimator", f"variance{of_interval}", "SNR", f"bias{of_interval}", "cosine", "batch", "alignment")
-    rich = Table(*columns, title=f"{table.episodes[0]} episodes, {table.steps[0]:,} steps", caption="variance of one episode; "
-                 "bias relative to Gₜ − V; batch worth having, in steps; alignment: of one rollout with the gradient; –: not told "
-                 f"from noise{'' if wide else '; 95% intervals in the CSV file'}")  # fmt: skip
+    legend = (
+        "variance of one episode; bias relative to Gₜ − V; batch worth having, in steps; alignment of one rollout with the "
+        f"gradient; –: not told from noise{'' if wide else '; 95% intervals in the CSV file'}"
+    )
+    rich = Table(*columns, title=f"{table.episodes[0]} episodes, {table.steps[0]:,} steps", caption=legend)
     best = table.alignment.max()
     for row in _rows(table):
         cells = [
