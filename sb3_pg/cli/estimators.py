@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     console.print(recommend(table), highlight=False)
     if table.snr.isna().any():
         console.print(
-            "Where there is –, the gradient cannot be told from noise: play more episodes (--episodes). If all episodes have about "
-            "the same return, as those of an agent that has solved its problem, no gradient is left: take one that still learns, "
-            "such as a checkpoint (--model; train --save-freq writes them).",
+            "Where there is –, the gradient cannot be told from noise: play more episodes (--episodes). If all episodes have "
+            "about the same return, as those of an agent that has solved its problem, no gradient is left: take one that "
+            "still learns, such as a checkpoint (--model; train --save-freq writes them).",
             highlight=False,
         )
 
