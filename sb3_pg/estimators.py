@@ -65,7 +65,7 @@ def episode_first(x: ArrayLike, dones: ArrayLike) -> Array:
 
 
 def reward_to_go(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> Array:
-    """Discounted reward-to-go of every step: Gₜ = rₜ + γ Gₜ₊₁ within the episode, G_T = 0.
+    """Discounted reward-to-go of every step: Gₜ = rₜ + γ Gₜ₊₁ within the episode, G_T = 0 (Sutton & Barto 2018, eq. 3.8).
 
     An episode ends where ``dones`` says so, by termination or by truncation: nothing is bootstrapped. Steps of an episode
     that the array cuts off see the rewards up to the last row only.
@@ -82,7 +82,7 @@ def reward_to_go(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> Array:
 
 
 def total_return(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> Array:
-    """Discounted return of the whole episode, R(τ) = Σₜ γᵗ rₜ, repeated over the episode's steps.
+    """Discounted return of the whole episode, R(τ) = Σₜ γᵗ rₜ, repeated over the episode's steps (Williams 1992).
 
     :param rewards: ``(n_steps, n_envs)``
     :param dones: last steps of episodes, ``(n_steps, n_envs)``
@@ -120,6 +120,8 @@ def gae(
 def discount_factors(timesteps: ArrayLike, gamma: float) -> Array:
     """γᵗ, the weight of step t in the discounted state distribution d^π(s) = (1−γ) Σₜ γᵗ Pr(sₜ = s).
 
+    Sutton et al. 2000; what leaving it out means: Thomas 2014.
+
     :param timesteps: steps since the start of the episode, any shape
     :param gamma: discount factor γ in [0, 1]; 0⁰ = 1
     :return: γᵗ, of the same shape
@@ -131,7 +133,7 @@ def discount_factors(timesteps: ArrayLike, gamma: float) -> Array:
 
 
 def value_baseline(values: ArrayLike, dones: ArrayLike, per_episode: bool) -> Array:
-    """The critic as baseline: V(sₜ), or V(s₀) for weights that are one number an episode.
+    """The critic as baseline: V(sₜ), or V(s₀) for weights that are one number an episode (Sutton & Barto 2018, section 13.4).
 
     :param values: V(sₜ), computed before the critic saw this rollout, ``(n_steps, n_envs)``
     :param dones: last steps of episodes, ``(n_steps, n_envs)``
@@ -148,7 +150,7 @@ def leave_one_out_baseline(
     other_envs_only: bool = False,
     total: Callable[[Array], Array] = lambda sums: sums,
 ) -> Array:
-    """Mean weight at the same t over the *other* episodes that are still running at t; 0 if there is none.
+    """Mean weight at the same t over the *other* episodes that are still running at t; 0 if there is none (Kool et al. 2019).
 
     Leaving the episode's own weight out is what keeps b independent of its actions; a plain batch mean is not.
     With total-return weights, apply :func:`episode_first` to the result: at t = 0 all other episodes count.
@@ -181,7 +183,7 @@ def leave_one_out_baseline(
 
 
 def update_running_mean(running_mean: float | None, mean: float, decay: float) -> float:
-    """Exponential moving average over rollouts of their mean weight.
+    """Exponential moving average over rollouts of their mean weight, the reinforcement baseline of Williams 1992.
 
     The baseline of a rollout is the average over *earlier* rollouts (0 before the first): update after use.
 
