@@ -74,6 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--only", nargs="+", choices=dict.fromkeys(run[0] for run in RUNS), help="what to train; all if not given"
+    )
     arguments = parser.parse_args()
     rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
     done = {(r["what"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in rows}
@@ -85,7 +88,7 @@ def main() -> None:
                 print(f"| {env_id} | {steps // 1000}k | {what} | {trim_mean(returns, 0.25):.0f} | {each} |")
         return
     missing = [(what, env_id, steps, seed) for what, env_id, steps, seeds in RUNS for seed in seeds]
-    missing = [run for run in missing if run not in done]
+    missing = [run for run in missing if run not in done and run[0] in (arguments.only or [run[0]])]
     with FILE.open("a", newline="") as file, multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         writer = csv.writer(file)
         if file.tell() == 0:

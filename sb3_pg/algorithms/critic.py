@@ -72,11 +72,10 @@ def _follow_scale(model: "PolicyGradient", batch: Batch) -> float:
     V is far off at first, or where all targets are the same.
     """
     targets, values = batch.returns.double(), batch.values.double()
-    n = distributed.total(len(targets))
-    mean = distributed.total(targets.sum().item()) / n
-    squares = [distributed.total((targets - x).square().sum().item()) / n for x in (mean, values)]
+    n, sum_of_targets = distributed.total(np.array([len(targets), targets.sum().item()]))
+    squares = distributed.total(np.array([(targets - x).square().sum().item() for x in (sum_of_targets / n, values)])) / n
     square, weight = model.target_moments
-    model.target_moments = _DECAY * square + (1.0 - _DECAY) * max(squares), _DECAY * weight + 1.0 - _DECAY
+    model.target_moments = _DECAY * square + (1.0 - _DECAY) * float(squares.max()), _DECAY * weight + 1.0 - _DECAY
     square, weight = model.target_moments
     return max(math.sqrt(square / weight), _LEAST_SCALE)
 

@@ -111,8 +111,8 @@ class PolicyGradient(Model):
         if self.whole_episodes:
             assert isinstance(rollout_buffer, EpisodeRolloutBuffer)
             mask = rollout_buffer.mask
-            n_used, n_played = distributed.total(int(mask.sum())), distributed.total(mask.size)
-            n_episodes = distributed.total(int((mask & (rollout_buffer.timesteps == 0)).sum()))
+            counts = np.array([mask.sum(), mask.size, (mask & (rollout_buffer.timesteps == 0)).sum()])
+            n_used, n_played, n_episodes = distributed.total(counts).tolist()
             self.logger.record("rollout/episodes_used", n_episodes)
             self.logger.record("rollout/steps_used_fraction", n_used / n_played)
 
@@ -204,9 +204,10 @@ class PolicyGradient(Model):
             isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()
         ):
             self._update_batch_statistics(batch)
+        policy_loss, entropy_sum, n_steps = distributed.total(np.array([policy_loss, entropy_sum, len(batch.steps)])).tolist()
         return {
-            "policy_loss": distributed.total(policy_loss),
-            "entropy_loss": -distributed.total(entropy_sum) / distributed.total(len(batch.steps)),
+            "policy_loss": policy_loss,
+            "entropy_loss": -entropy_sum / n_steps,
             "approx_kl": self._estimate_kl(batch, log_probs),
             "learning_rate": learning_rate,
             **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
