@@ -122,16 +122,26 @@ def gradient_diagnostics(
     return table.assign(episodes=len(lengths), steps=int(lengths.sum()), rollout_steps=rollout_steps)
 
 
+def best_row(table: pd.DataFrame) -> int | None:
+    """Index of the estimator with the largest alignment, of those with γᵗ or without it as the model has it.
+
+    :param table: of :func:`gradient_diagnostics`
+    :return: the index; None if no gradient can be told from noise
+    """
+    ours = table[(table.discounted == table.discounted.mode()[0]) | (table.estimator == "return")]
+    return int(ours.alignment.idxmax()) if ours.alignment.notna().any() else None
+
+
 def recommend(table: pd.DataFrame) -> str:
     """One sentence: the estimator whose rollouts point most nearly along the gradient, and the batch worth having.
 
     :param table: of :func:`gradient_diagnostics`
     :return: the sentence
     """
-    ours = table[(table.discounted == table.discounted.mode()[0]) | (table.estimator == "return")]
-    if not ours.alignment.notna().any():
+    row = best_row(table)
+    if row is None:
         return "No gradient can be told from noise: play more episodes."
-    best = ours.loc[ours.alignment.idxmax()]
+    best = table.loc[row]
     factor = ", discounted_state_distribution=True" if best.discounted and best.estimator != "return" else ""
     call = {
         "return": 'VanillaPG(weights="return")',

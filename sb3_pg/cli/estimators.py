@@ -12,6 +12,7 @@ import pandas as pd
 from sb3_pg.cli.help import Formatter, epilog
 from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting
+from sb3_pg.diagnostics import best_row, gradient_diagnostics, recommend
 from sb3_pg.loading import NotTrustedError
 
 _WIDTH_WITH_INTERVALS = 115
@@ -46,8 +47,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from rich.console import Console
     from rich.progress import Progress
-
-    from sb3_pg.diagnostics import gradient_diagnostics, recommend
 
     with nullcontext() if arguments.trust else distrusting("estimators"):
         model, env = load_agent(arguments)
@@ -160,7 +159,7 @@ def _to_rich(table: pd.DataFrame, width: int) -> Any:
         f"gradient; –: not told from noise{'' if wide else '; 95% intervals in the CSV file'}"
     )
     rich = Table(*columns, title=f"{table.episodes[0]} episodes, {table.steps[0]:,} steps", caption=legend)
-    best = table.alignment.max()
+    best = best_row(table)
     for row in _rows(table):
         cells = [
             _name(row),
@@ -171,7 +170,7 @@ def _to_rich(table: pd.DataFrame, width: int) -> Any:
             f"{row.batch_steps:,.0f}",
             f"{row.alignment:.2f}",
         ]
-        rich.add_row(*("–" if "nan" in cell else cell for cell in cells), style="bold" if row.alignment == best else None)
+        rich.add_row(*("–" if "nan" in cell else cell for cell in cells), style="bold" if row.Index == best else None)
     return rich
 
 
@@ -185,7 +184,7 @@ def _draw(table: pd.DataFrame, title: str) -> Any:
     for ax, name in zip(panels, ("variance", "bias"), strict=False):
         errors = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
         ax.errorbar(table[name], names, xerr=[error.clip(lower=0.0) for error in errors], fmt="o", color="C0", ms=5, capsize=3)
-    panels[2].barh(names, table.alignment, color=["C1" if x == table.alignment.max() else "C0" for x in table.alignment])
+    panels[2].barh(names, table.alignment, color=["C1" if row == best_row(table) else "C0" for row in table.index])
     panels[0].set_xscale("log")
     panels[0].invert_yaxis()
     panels[0].set_xlabel("variance of one episode's gradient")
