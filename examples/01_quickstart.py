@@ -27,3 +27,4 @@ with tempfile.TemporaryDirectory() as folder:
     loaded = VanillaPG.load(Path(folder) / "cartpole")
 obs, _ = eval_env.reset()
 print("The loaded agent's first action:", loaded.predict(obs, deterministic=True)[0])
+print("Next:  source .venv/bin/activate && sb3-pg train --algo vpg --env CartPole-v1    (README.md, docs/guides)")
