@@ -34,6 +34,37 @@ if TYPE_CHECKING:
 
 # Of rates and coefficients: beyond any use, and far from where float32 ends
 _LARGEST = 1e6
+# Arguments of A2C and PPO, and what there is in their place
+_ELSEWHERE = {
+    "vf_coef": "the critic has an optimizer of its own, with critic_learning_rate.",
+    "n_epochs": "there is one policy step a rollout; the critic's passes are n_critic_updates.",
+    "clip_range": "one step on fresh data needs no clipping.",
+    "clip_range_vf": "one step on fresh data needs no clipping.",
+    "use_rms_prop": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…).",
+    "rms_prop_eps": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…, optimizer_kwargs=…).",
+}
+
+
+def check_keywords(algorithm: type, names: Iterable[str]) -> None:
+    """Refuse keywords that the constructor does not take, and say what takes their place.
+
+    :param algorithm: the class; one that takes any keywords refuses none
+    :param names: of the keywords
+    :raises TypeError: naming the first of them
+    """
+    parameters = inspect.signature(algorithm.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("self", "_init_setup_model")]
+    for name in names:
+        if name not in parameters:
+            raise TypeError(f"{algorithm.__name__} does not take {name!r}: {_ELSEWHERE.get(name) or suggest(name, known)}")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """What may have been meant by a name that is not known."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}."
 
 
 def check_before_sb3(policy: Any, names: Iterable[str], env: Any, of_sb3: dict[str, Any]) -> None:
@@ -93,6 +124,8 @@ def check_arguments(model: "Model") -> None:
     check_integer("n_critic_updates", model.n_critic_updates, 0)
     if model.n_episodes is not None:
         check_integer("n_episodes", model.n_episodes, 1, " (None for rollouts of n_steps)")
+        if model.n_episodes >= 2**31:
+            raise ValueError(f"n_episodes must be below 2**31, or no rollout would end, not {model.n_episodes}.")
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)
     for name in ("discounted_state_distribution", "normalize_advantage", "normalize_targets"):
         if not isinstance(getattr(model, name), bool | np.bool_):

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg import distributed
+from sb3_pg.algorithms.arguments import check_keywords
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.critic import clip_gradient, fit_critic
 from sb3_pg.algorithms.model import Model
@@ -45,6 +46,11 @@ class PolicyGradient(Model):
     _ending: "_Ending | None" = None
     #: What a baseline that looks back has seen of earlier rollouts
     _baseline_state: tuple[Any, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse keywords that the constructor does not take, and say what takes their place."""
+        check_keywords(cls, kwargs)
+        return super().__new__(cls)
 
     # What the subclasses differ in
 

@@ -1,26 +1,17 @@
 """What a user is told when a command fails."""
 
-import difflib
 import inspect
 import re
 import sys
 import traceback
 
+from sb3_pg.algorithms.arguments import suggest
 from sb3_pg.loading import NotTrustedError
 
 _LOADING = ("enjoy", "record_video", "estimators")
 _INSTALL = "pip install '.[{}]' in a checkout of sb3_pg"
 # Which extra brings a package
 _EXTRAS = {"pandas": "benchmark", "rliable": "benchmark", "filelock": "benchmark", "rich": "extra", "matplotlib": "plots"}
-# Hyperparameters of A2C and PPO, and what there is in their place
-_ELSEWHERE = {
-    "vf_coef": "the critic has an optimizer of its own, with critic_learning_rate.",
-    "n_epochs": "there is one policy step a rollout; the critic's passes are n_critic_updates.",
-    "clip_range": "one step on fresh data needs no clipping.",
-    "clip_range_vf": "one step on fresh data needs no clipping.",
-    "use_rms_prop": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…)".',
-    "rms_prop_eps": 'the optimizer is chosen by policy_kwargs:"dict(optimizer_class=…, optimizer_kwargs=…)".',
-}
 
 
 def explain(error: Exception, command: str) -> str:
@@ -73,9 +64,5 @@ def _explain_hyperparameter(class_name: str, name: str) -> str:
     for algorithm in ALGOS.values():
         if algorithm.__name__ == class_name:
             known = list(inspect.signature(algorithm).parameters)
-            if name in _ELSEWHERE:
-                return f"{class_name} has no hyperparameter {name!r}: {_ELSEWHERE[name]}"
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known[2:-1])}."
-            return f"{class_name} has no hyperparameter {name!r}: {hint}"
+            return f"{class_name} does not take {name!r}: {suggest(name, known[2:-1])}"
     return f"{class_name} does not take {name!r}"

@@ -63,13 +63,28 @@ def test_a_model_that_trains_or_one_sentence(call: tuple[Any, dict[str, Any]]) -
         names = [*kwargs, *(kwargs["policy_kwargs"] if isinstance(kwargs.get("policy_kwargs"), dict) else ())]
         assert any(name in message for name in [*names, "environment"]), message
         return
-    if isinstance(kwargs.get("n_steps"), int) and kwargs["n_steps"] > 10_000:
+    if max(kwargs.get("n_steps") or 0, kwargs.get("n_episodes") or 0) > 10_000:
         return  # a rollout that is long
     model.learn(1)
     assert all(bool(p.isfinite().all()) for p in model.policy.parameters())
 
 
 @pytest.mark.parametrize("cls", list(OWN))
-def test_arguments_of_a2c_are_named_with_what_takes_their_place(cls: Any) -> None:
-    with pytest.raises(TypeError, match="vf_coef"):
-        cls("MlpPolicy", "CartPole-v1", vf_coef=0.5)
+@pytest.mark.parametrize(
+    "name, message",
+    [("vf_coef", "critic_learning_rate"), ("n_epochs", "n_critic_updates"), ("gama", "'gamma'"), ("nonsense", "n_steps, ")],
+)
+def test_keywords_that_are_not_taken_are_named_with_what_takes_their_place(cls: Any, name: str, message: str) -> None:
+    with pytest.raises(TypeError, match=f"{cls.__name__} does not take '{name}': .*{message}"):
+        cls("MlpPolicy", "CartPole-v1", **{name: 0.5})
+
+
+def test_subclasses_with_keywords_of_their_own() -> None:
+    class Own(VanillaPG):
+        def __init__(self, *args: Any, bonus: float, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.bonus = bonus
+
+    assert Own("MlpPolicy", "CartPole-v1", bonus=1.0, n_steps=8).n_steps == 8
+    with pytest.raises(TypeError, match="bonnus"):
+        Own("MlpPolicy", "CartPole-v1", bonus=1.0, bonnus=1.0)

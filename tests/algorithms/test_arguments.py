@@ -27,6 +27,7 @@ BAD: list[tuple[type[PolicyGradient], dict[str, Any], type[Exception], str]] = [
     (VanillaPG, dict(gamma="0.9"), TypeError, "gamma must be a number"),
     (VanillaPG, dict(gae_lambda=-0.1), ValueError, "gae_lambda must be"),
     (VanillaPG, dict(n_steps=0), ValueError, "n_steps must be at least 1"),
+    (VanillaPG, dict(n_episodes=10**20), ValueError, "n_episodes must be below"),
     (VanillaPG, dict(n_steps=2.5), TypeError, "n_steps must be an integer"),
     (VanillaPG, dict(n_episodes=0), ValueError, "n_episodes must be at least 1"),
     (VanillaPG, dict(n_episodes=-1), ValueError, "n_episodes must be at least 1"),

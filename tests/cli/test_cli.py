@@ -161,7 +161,7 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("train --algo vgp", 1, "There is no algorithm 'vgp': did you mean vpg?"),
         ("plot_from_file -i nothere.pkl", 1, "There is no file nothere.pkl"),
         ("train --algo vpg --env CartPol-v1", 1, "maybe meant CartPole-v1"),
-        ("train --algo vpg -params n_step:1", 1, "VanillaPG has no hyperparameter 'n_step': did you mean 'n_steps'?"),
+        ("train --algo vpg -params n_step:1", 1, "VanillaPG does not take 'n_step': did you mean 'n_steps'?"),
         ("train --algo vpg -params weights:return", 1, "with text in quotes"),
         ("train --algo vpg -params gamma:2.0", 1, "gamma must be a finite number in [0, 1], not 2.0"),
         ("train --algo vpg -conf broken.yml", 1, "broken.yml"),
