@@ -81,6 +81,9 @@ def join() -> None:
         raise RuntimeError("The processes of this training have parted after an error: start all of them anew.")
     group = _group()
     if group is None and _is_launched():
+        # Imported later, it would hold the group in its functions' defaults: threads that outlive Python abort the process
+        import torch.distributed.nn  # noqa: F401
+
         th.distributed.init_process_group("cpu:gloo,cuda:nccl" if th.cuda.is_available() else "gloo")
         _is_ours = True
         atexit.register(_leave)

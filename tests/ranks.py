@@ -247,6 +247,16 @@ class Fault(BaseCallback):
         return True
 
 
+def no_thread_outlives_the_group() -> None:
+    """A thread of gloo's that meets the end of Python would abort the process."""
+    distributed.join()
+    import torch.distributed.nn  # noqa: F401 - as torch does for its optimizers: functions' defaults are the group there is
+
+    distributed._leave()
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in threads), threads
+
+
 def fault(folder: Path, name: str) -> None:
     model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=32)
     try:
@@ -265,5 +275,7 @@ if __name__ == "__main__":
         (Path(sys.argv[2]) / f"done_{distributed.rank()}").touch()
     elif sys.argv[1] == "load":
         loaded_by_more(Path(sys.argv[2]))
+    elif sys.argv[1] == "leave":
+        no_thread_outlives_the_group()
     else:
         fault(Path(sys.argv[2]), sys.argv[1])

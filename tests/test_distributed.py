@@ -96,6 +96,11 @@ def test_ranks_end_when_one_is_killed(tmp_path: Path) -> None:
     assert result.returncode != 0 and not (tmp_path / "kill_1").exists()
 
 
+def test_nothing_of_the_group_is_left_at_the_end() -> None:
+    result = torchrun(2, "leave")
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_example_trains_with_several_processes() -> None:
     result = torchrun(2, "600", script=TESTS.parent / "examples" / "12_many_processes.py", limit=600)
     assert result.returncode == 0, result.stderr
