@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sb3_pg import zoo
+from sb3_pg import distributed, zoo
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
 from sb3_pg.cli.runs import check_packages, read_args
 from sb3_pg.cli.trust import check_settings
@@ -23,6 +23,8 @@ _OPTIONS = (
     "algo", "env", "seed", "n_timesteps", "eval_freq", "eval_episodes", "n_eval_envs", "save_freq", "vec_env", "log_interval",
     "tensorboard_log", "device", "num_threads", "verbose",
 )  # fmt: skip
+# Options that leave the end what it is
+_FREE = ("--device", "--num-threads", "--verbose", "--progress", "-P", "--gym-packages")
 # Settings that rl-zoo3 evaluates as Python
 _EVALUATED = ("policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 
@@ -40,21 +42,29 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     """Have rl-zoo3's train go on with a run.
 
     :param run: its folder; None to train as usual
-    :param arguments: options of the command, which win over the run's
+    :param arguments: options of the command beside the run's
     :param trusted: whether code that the run's files hold may be run
     :return: the options to train with
-    :raises ValueError: if there is no checkpoint in the folder
+    :raises ValueError: if there is no checkpoint in the folder, or an option would make another run of it
     """
     if run is None:
         yield arguments
         return
     from rl_zoo3.exp_manager import ExperimentManager
 
+    for option in arguments:
+        if option.startswith("-") and option.split("=")[0] not in _FREE:
+            raise ValueError(
+                f"--resume goes on with the run's own options, to the number of steps that it was started with; {option} is "
+                f"not taken ({', '.join(_FREE)} are). To train a model further: sb3-pg train -i MODEL.zip."
+            )
     find_checkpoint(run)  # or say that there is none
     settings = next((path.parent for path in run.glob("*/args.yml")), run)
     args = read_args(settings, trusted)
     if args.get("algo") not in zoo.ALGORITHMS:
         raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
+    if distributed.rank() == 0 and (run / f"{settings.name}.zip").is_file():
+        print(f"{run} has ended already: what follows its newest checkpoint is trained again, to the same end.")
     entry = _read_entry(run, settings, trusted)
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
               for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip

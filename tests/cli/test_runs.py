@@ -103,6 +103,8 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     (killed / "Pendulum-v1.zip").unlink()
     sb3_pg(tmp_path, f"train --resume {killed}")
     assert [path.name for path in killed.parent.iterdir()] == ["Pendulum-v1_1"]
+    code, _, err = finish(tmp_path, "train", "--resume", str(killed), "-n", "9000")
+    assert code == 1 and "to the number of steps that it was started with; -n is not taken" in err
     th.testing.assert_close(
         *(NaturalPG.load(run / "Pendulum-v1.zip").get_parameters() for run in (whole, killed)), rtol=0, atol=0
     )
@@ -115,6 +117,7 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     assert "Mean reward" in sb3_pg(
         tmp_path, f"enjoy --algo npg --env Pendulum-v1 -f whole --no-render -n 201 --load-checkpoint {steps[0]}"
     )
+    assert "has ended already" in sb3_pg(tmp_path, f"train --resume {killed} --verbose 1 --num-threads=1")
     config = killed / "Pendulum-v1/config.yml"
     for evil, message in (("callback: os.system", "the callback"), ("env_wrapper: os.system", "the wrapper 'os.system'")):
         config.write_text(f"{evil}\npolicy: MlpPolicy\npolicy_kwargs: open('{tmp_path / 'touched'}', 'w')\n")
