@@ -120,10 +120,10 @@ class GymnasiumVecEnv(VecEnv):
         """
         if not self._is_read:
             raise RuntimeError(
-                f"Environment {int(self._was_reset.argmax())} was reset in the place of a step, which only the algorithms of "
-                "sb3_pg can leave out: use an environment with autoreset_mode=SAME_STEP, such as "
-                'gymnasium.make_vec(…, vectorization_mode="sync"), or GymnasiumVecEnv(env, reset_rows="keep") to have it '
-                "taken for a step."
+                f"Environment {int(self._was_reset.argmax())} was reset in the place of a step, which only the training of "
+                "sb3_pg's algorithms can leave out: evaluate on stable_baselines3.common.env_util.make_vec_env(…), and train "
+                'others on gymnasium.make_vec(…, vectorization_mode="sync"), or on GymnasiumVecEnv(env, reset_rows="keep") to '
+                "have it taken for a step."
             )
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
         observations = self._to_sb3(observations)

@@ -185,7 +185,7 @@ def test_who_cannot_skip_reset_rows_is_told() -> None:
         lambda: evaluate_policy(VanillaPG("MlpPolicy", TwoFold()), GymnasiumVecEnv(TwoFold())),
     ):
         with pytest.raises(
-            RuntimeError, match="was reset in the place of a step, which only the algorithms of sb3_pg can leave"
+            RuntimeError, match="was reset in the place of a step, which only the training of sb3_pg's algorithms can leave"
         ):
             use()
     for wrap in (VecNormalize, VecMonitor, partial(VecFrameStack, n_stack=2)):

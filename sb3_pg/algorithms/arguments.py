@@ -40,6 +40,8 @@ _ELSEWHERE = {
     "n_epochs": "there is one policy step a rollout; the critic's passes are n_critic_updates.",
     "clip_range": "one step on fresh data needs no clipping.",
     "clip_range_vf": "one step on fresh data needs no clipping.",
+    "target_kl": "steps are not cut by their KL; NaturalPG's have the size of its target_kl.",
+    "lr": "it is learning_rate.",
     "use_rms_prop": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…).",
     "rms_prop_eps": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…, optimizer_kwargs=…).",
 }
@@ -50,15 +52,15 @@ def check_keywords(algorithm: type, names: Iterable[str]) -> None:
 
     :param algorithm: the class; one that takes any keywords refuses none
     :param names: of the keywords
-    :raises TypeError: naming the first of them
+    :raises TypeError: naming all of them
     """
     parameters = inspect.signature(algorithm.__init__).parameters  # type: ignore[misc]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = [name for name in parameters if name not in ("self", "_init_setup_model")]
-    for name in names:
-        if name not in parameters:
-            raise TypeError(f"{algorithm.__name__} does not take {name!r}: {_ELSEWHERE.get(name) or suggest(name, known)}")
+    unknown = [f"{name!r}: {_ELSEWHERE.get(name) or suggest(name, known)}" for name in names if name not in parameters]
+    if unknown:
+        raise TypeError(f"{algorithm.__name__} does not take {' '.join(unknown)}")
 
 
 def suggest(name: str, known: list[str]) -> str:

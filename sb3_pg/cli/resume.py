@@ -58,13 +58,14 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
                 f"--resume goes on with the run's own options, to the number of steps that it was started with; {option} is "
                 f"not taken ({', '.join(_FREE)} are). To train a model further: sb3-pg train -i MODEL.zip."
             )
-    find_checkpoint(run)  # or say that there is none
+    checkpoint, _ = find_checkpoint(run)
     settings = next((path.parent for path in run.glob("*/args.yml")), run)
     args = read_args(settings, trusted)
     if args.get("algo") not in zoo.ALGORITHMS:
         raise ValueError(f"{run} is a run of {args.get('algo')}: only {', '.join(zoo.ALGORITHMS)} can be resumed.")
-    if distributed.rank() == 0 and (run / f"{settings.name}.zip").is_file():
-        print(f"{run} has ended already: what follows its newest checkpoint is trained again, to the same end.")
+    if distributed.rank() == 0:
+        has_ended = (run / f"{settings.name}.zip").is_file()
+        print(f"Going on from {checkpoint}" + (": the run has ended already, and ends the same again." if has_ended else ""))
     entry = _read_entry(run, settings, trusted)
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
               for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip

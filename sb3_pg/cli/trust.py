@@ -27,6 +27,7 @@ from sb3_pg.loading import (
     settings_loader,
 )
 from sb3_pg.replacing import replacing
+from sb3_pg.zoo import register
 
 # Wrappers that a run may name, but for those that write files where they are told to
 _WRAPPERS = (
@@ -51,6 +52,7 @@ def distrusting(command: str) -> Iterator[None]:
     import rl_zoo3
     from rl_zoo3 import utils
 
+    register()  # what is registered later would trust
     get_saved_hyperparams = utils.get_saved_hyperparams
 
     @wraps(get_saved_hyperparams)

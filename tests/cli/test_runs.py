@@ -117,7 +117,9 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     assert "Mean reward" in sb3_pg(
         tmp_path, f"enjoy --algo npg --env Pendulum-v1 -f whole --no-render -n 201 --load-checkpoint {steps[0]}"
     )
-    assert "has ended already" in sb3_pg(tmp_path, f"train --resume {killed} --verbose 1 --num-threads=1")
+    assert f"rl_model_{steps[-1]}_steps.zip: the run has ended already" in sb3_pg(
+        tmp_path, f"train --resume {killed} --verbose 1 --num-threads=1"
+    )
     config = killed / "Pendulum-v1/config.yml"
     for evil, message in (("callback: os.system", "the callback"), ("env_wrapper: os.system", "the wrapper 'os.system'")):
         config.write_text(f"{evil}\npolicy: MlpPolicy\npolicy_kwargs: open('{tmp_path / 'touched'}', 'w')\n")

@@ -114,6 +114,16 @@ EVILS = {
 }
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_command_of_a_process_trusts_no_more_than_later_ones(
+    command: str, trained: tuple[Path, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    shutil.copytree(trained[0] / "logs", tmp_path / "logs")
+    evil_model(tmp_path / "logs/vpg/Pendulum-v1_1", tmp_path)
+    [(status, out)] = run(tmp_path, COMMANDS[command].format(algo="vpg"))
+    assert EVILS["model"][1] in status and list(tmp_path.rglob(MARKER)) == [], (status, out)
+
+
 def test_runs_of_strangers(trained: tuple[Path, list[tuple[str, str]]], tmp_path: Path) -> None:
     for evil, (write, _) in EVILS.items():
         shutil.copytree(trained[0] / "logs", tmp_path / evil / "logs")
