@@ -271,7 +271,8 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
                 return file, {**state, "normalizer": read_member(file, NORMALIZER)}
         except ValueError:
             continue  # not whole
-    raise ValueError(f"{path} has no checkpoint to go on from: train with a CheckpointCallback, or sb3-pg train --save-freq.")
+    cause = "train with a CheckpointCallback, or sb3-pg train --save-freq" if path.exists() else "there is no such folder"
+    raise ValueError(f"{path} has no checkpoint to go on from: {cause}.")
 
 
 def _n_steps(file: Path) -> int:

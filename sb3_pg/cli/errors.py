@@ -35,7 +35,7 @@ def explain(error: Exception, command: str) -> str:
     if of_settings and isinstance(error, NameError | SyntaxError):
         return (
             f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
-            "-params weights:\"'reward_to_go'\""
+            "-params weights:\"'reward_to_go'\" learning_rate:\"'lin_0.001'\""
         )
     if "Record does not exist" in message:
         return "the storage has no such study: check --study-name and --storage"

@@ -19,10 +19,15 @@ _NAMES = ("gymnasium", "envpool")
 
 
 def take_vec_env(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Which of our vector environments a command asks for, if any, and its options as rl-zoo3 takes them."""
+    """Which of our vector environments a command asks for, if any, and its options as rl-zoo3 takes them.
+
+    :raises ValueError: if there are none of that name
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--vec-env")
     options, others = parser.parse_known_args(arguments)
+    if options.vec_env not in (None, "dummy", "subproc", *_NAMES):
+        raise ValueError(f"--vec-env must be one of dummy, subproc, {', '.join(_NAMES)}, not {options.vec_env!r}.")
     return (options.vec_env, others) if options.vec_env in _NAMES else (None, arguments)
 
 

@@ -106,6 +106,9 @@ def telling_next() -> Iterator[None]:
     @wraps(save_trained_model)
     def save(self: Any, model: Any) -> None:
         save_trained_model(self, model)
+        if model.num_timesteps < self.n_timesteps and not hasattr(self, "resumed"):
+            print(f"Stopped at {model.num_timesteps:,} of {self.n_timesteps:,.0f} steps.", end=" ")
+            print(f"Go on: sb3-pg train --resume {self.save_path}" if self.save_freq > 0 else "")
         print(next_steps(self.algo, self.env_name.gym_id, Path(self.save_path)))
 
     with replacing((manager, "save_trained_model", save)):

@@ -164,6 +164,7 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("train --algo vpg -params n_step:1", 1, "VanillaPG does not take 'n_step': did you mean 'n_steps'?"),
         ("train --algo vpg -params weights:return", 1, "with text in quotes"),
         ("train --algo vpg -params gamma:2.0", 1, "gamma must be a finite number in [0, 1], not 2.0"),
+        ("train --algo vpg --vec-env enpool", 1, "--vec-env must be one of dummy, subproc, gymnasium, envpool, not 'enpool'"),
         ("train --algo vpg -conf broken.yml", 1, "broken.yml"),
         ("train --algo vpg -conf text.yml", 1, "write 1.0e-3"),
         ("train --algo vpg -conf incomplete.yml", 1, "'n_timesteps' is missing"),

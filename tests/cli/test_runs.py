@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
         code, _, err = finish(tmp_path, "train", "--resume", str(killed))
         assert code == 1 and message in err and not (tmp_path / "touched").exists()
     code, _, err = finish(tmp_path, "train", "--resume", "nowhere")
-    assert code == 1 and "nowhere has no checkpoint to go on from" in err
+    assert code == 1 and "nowhere has no checkpoint to go on from: there is no such folder" in err
 
 
 def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path) -> None:
