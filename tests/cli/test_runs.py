@@ -165,12 +165,18 @@ def test_the_agent_of_a_run_that_fails_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_terminated_saves_its_agent(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sb3_pg", *["train", "--env", "CartPole-v1", "-n", "10000000", "--eval-freq", "-1"]]
+    command = [
+        sys.executable,
+        "-m",
+        "sb3_pg",
+        *["train", "--env", "CartPole-v1", "-n", "10000000", "--eval-freq", "-1", "--save-freq", "1000000"],
+    ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "total_timesteps" in line:
                 process.terminate()
                 break
-        process.stdout.read()
+        out = process.stdout.read()
+    assert "of 10,000,000 steps. Go on: sb3-pg train --resume logs/vpg/CartPole-v1_1" in out
     assert (tmp_path / "logs/vpg/CartPole-v1_1/CartPole-v1.zip").is_file()
