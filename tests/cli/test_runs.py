@@ -165,12 +165,8 @@ def test_the_agent_of_a_run_that_fails_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_terminated_saves_its_agent(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "sb3_pg",
-        *["train", "--env", "CartPole-v1", "-n", "10000000", "--eval-freq", "-1", "--save-freq", "1000000"],
-    ]
+    options = "--env CartPole-v1 -n 10000000 --eval-freq -1 --save-freq 1000000"
+    command = [sys.executable, "-m", "sb3_pg", "train", *options.split()]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
