@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.finite import is_rate
+from sb3_pg.loading.errors import describe
 from sb3_pg.policies import find_kind
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 from sb3_pg.vec_env import skipped_rows
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sb3_pg.algorithms.model import Model
     from sb3_pg.rollouts.collect import RolloutAlgorithm
 
-# Of rates and coefficients: beyond any use, and far from where float32 ends
+# Of rates, coefficients and counts: beyond any use, and far from where float32 ends
 _LARGEST = 1e6
 # Arguments of A2C and PPO, and what there is in their place
 _ELSEWHERE = {
@@ -42,25 +43,31 @@ _ELSEWHERE = {
     "clip_range_vf": "one step on fresh data needs no clipping.",
     "target_kl": "steps are not cut by their KL; NaturalPG's have the size of its target_kl.",
     "lr": "it is learning_rate.",
+    "critic_learning_rate": "the critic's rate is learning_rate; the policy's steps have the size of target_kl.",
+    "max_grad_norm": "the policy's steps have the size of target_kl.",
     "use_rms_prop": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…).",
     "rms_prop_eps": "the optimizer is chosen by policy_kwargs=dict(optimizer_class=…, optimizer_kwargs=…).",
 }
 
 
-def check_keywords(algorithm: type, names: Iterable[str]) -> None:
-    """Refuse keywords that the constructor does not take, and say what takes their place.
+def check_keywords(cls: type, names: Iterable[str], argument: str = "", given: Iterable[str] = ()) -> None:
+    """Refuse keywords that a constructor does not take, and say what takes their place.
 
-    :param algorithm: the class; one that takes any keywords refuses none
+    :param cls: the class; one that takes any keywords refuses none
     :param names: of the keywords
+    :param argument: dictionary that they stand in, if they do
+    :param given: parameters that the constructor gets from elsewhere
     :raises TypeError: naming all of them
     """
-    parameters = inspect.signature(algorithm.__init__).parameters  # type: ignore[misc]
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in ("self", "_init_setup_model")]
-    unknown = [f"{name!r}: {_ELSEWHERE.get(name) or suggest(name, known)}" for name in names if name not in parameters]
+    known = [name for name in parameters if name not in ("self", "_init_setup_model", *given)]
+    elsewhere = {} if argument else _ELSEWHERE
+    unknown = [name for name in names if name not in parameters or name in ("self", *given)]
     if unknown:
-        raise TypeError(f"{algorithm.__name__} does not take {' '.join(unknown)}")
+        hints = " ".join(f"{name!r}: {elsewhere.get(name) or suggest(name, known)}" for name in unknown)
+        raise TypeError(f"{argument and argument + ': '}{cls.__name__} does not take {hints}")
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -121,13 +128,13 @@ def check_arguments(model: "Model") -> None:
     if not isinstance(model.weights, str) or model.weights not in ("return", "reward_to_go", "gae"):
         raise ValueError(f'weights must be "return", "reward_to_go" or "gae", not {model.weights!r}.')
     check_integer("n_steps", model.n_steps, 1)
+    if model.n_steps >= 2**31:
+        raise ValueError(f"n_steps must be below 2**31, not {model.n_steps}.")
     if model.batch_size is not None:
         check_integer("batch_size", model.batch_size, 1, " (None for what fits the rollout)")
-    check_integer("n_critic_updates", model.n_critic_updates, 0)
+    check_count("n_critic_updates", model.n_critic_updates, 0)
     if model.n_episodes is not None:
-        check_integer("n_episodes", model.n_episodes, 1, " (None for rollouts of n_steps)")
-        if model.n_episodes >= 2**31:
-            raise ValueError(f"n_episodes must be below 2**31, or no rollout would end, not {model.n_episodes}.")
+        check_count("n_episodes", model.n_episodes, 1, " (None for rollouts of n_steps)")
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)
     for name in ("discounted_state_distribution", "normalize_advantage", "normalize_targets"):
         if not isinstance(getattr(model, name), bool | np.bool_):
@@ -155,7 +162,19 @@ def check_arguments(model: "Model") -> None:
             "or sparse gradients: use another of torch's optimizers."
         )
     _check_buffer_class(model)
+    _check_kwargs(model)
     _check_spaces(model)
+
+
+def _check_kwargs(model: "Model") -> None:
+    """Refuse what the policy and the rollout buffer would not take, or get from the arguments."""
+    of_policy = [name for name in model.policy_kwargs if name != "critic_only_keys"]
+    given: tuple[str, ...] = ("observation_space", "action_space", "lr_schedule", "use_sde")
+    check_keywords(model.policy_class, of_policy, "policy_kwargs", given)
+    given = ("buffer_size", "observation_space", "action_space", "device", "gamma", "gae_lambda", "n_envs")
+    check_keywords(
+        model.rollout_buffer_class or EpisodeRolloutBuffer, model.rollout_buffer_kwargs, "rollout_buffer_kwargs", given
+    )
 
 
 def _check_spaces(model: "Model") -> None:
@@ -168,6 +187,11 @@ def _check_spaces(model: "Model") -> None:
         return  # the user's own may know what to do with them
     default = inspect.signature(policy_class.__init__).parameters.get("features_extractor_class")
     extractor = model.policy_kwargs.get("features_extractor_class", default and default.default)
+    if extractor is CombinedExtractor and not isinstance(space, spaces.Dict):
+        raise ValueError(
+            f"{policy_class.__name__} takes dictionaries of observations, and these are {' '.join(str(space).split())}: "
+            'use "MlpPolicy" or its kind, or "CnnPolicy" for images.'
+        )
     own_layers = extractor not in (FlattenExtractor, CombinedExtractor, NatureCNN)
     for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
         name = " ".join(f"{part} of {key!r}".split()) if key else " ".join(str(part).split())
@@ -247,12 +271,26 @@ def check_env(model: "RolloutAlgorithm") -> None:
         )
 
 
-def check_load_keywords(algorithm: type["Model"], path: str | Path | io.BufferedIOBase, names: set[str]) -> None:
-    """Refuse keywords of ``load`` that would change nothing. SB3 takes any, and sets attributes of these names.
+def check_steps(total_timesteps: Any) -> None:
+    """Refuse what ``learn`` cannot count to."""
+    if not (isinstance(total_timesteps, Real) and float(total_timesteps) >= 0):
+        raise ValueError(f"total_timesteps must be a number of environment steps, not {total_timesteps!r}.")
 
-    What counts are the constructor's parameters and what else the model was saved with, such as ``n_envs``; not what only the
-    base classes' constructors take (``vf_coef``), nor the policy, which is the saved one.
 
+def check_load(
+    algorithm: type["Model"], path: str | Path | io.BufferedIOBase, names: set[str], read: io.BytesIO | None = None
+) -> None:
+    """Refuse a file that another algorithm saved, and keywords of ``load`` that would change nothing.
+
+    SB3 takes any keywords, and sets attributes of these names. What counts are the constructor's parameters and what else the
+    model was saved with, such as ``n_envs``; not what only the base classes' constructors take (``vf_coef``), nor the policy,
+    which is the saved one.
+
+    :param algorithm: class of ours whose ``load`` was called
+    :param path: file
+    :param names: of the keywords
+    :param read: what was understood of the file, if it is not trusted
+    :raises ValueError: if the file lacks what the algorithm would have saved
     :raises TypeError: naming the keyword that may have been meant
     """
     own: list[str] = []
@@ -264,11 +302,22 @@ def check_load_keywords(algorithm: type["Model"], path: str | Path | io.Buffered
             (own if is_own else inherited).extend(parameters)
             is_own = is_own and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name in own if name not in ("self", "policy", "_init_setup_model")]
-    if names <= set(known):
-        return
-    is_open = isinstance(path, io.BufferedIOBase)
-    with nullcontext(path) if is_open else open_path(path, "r", suffix="zip") as file, zipfile.ZipFile(file) as archive:
-        saved = json.loads(archive.read("data"))
+    source = read or path
+    is_open = isinstance(source, io.IOBase)
+    try:
+        with (
+            nullcontext(source) if is_open else open_path(source, "r", suffix="zip") as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            saved = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError):
+        return  # SB3 says that it is no model
+    marks = {"weights", *({"baseline", "cg_max_steps"} & {*own, *inherited})}
+    if not marks <= saved.keys():
+        raise ValueError(
+            f"{describe(path)} was not saved by {algorithm.__name__}: load it with the class that saved it. Its policy goes "
+            'into a new model by model.set_parameters({"policy": other.policy.state_dict()}, exact_match=False).'
+        )
     for name in sorted(names - set(known) - (saved.keys() - set(inherited))):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}, and attributes of the saved model."
@@ -281,6 +330,13 @@ def check_integer(name: str, value: Any, minimum: int, hint: str = "") -> None:
         raise TypeError(f"{name} must be an integer{hint}, not {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}{hint}, not {value}.")
+
+
+def check_count(name: str, value: Any, minimum: int, hint: str = "") -> None:
+    """Refuse what is no integer of at least ``minimum``, or one that nothing counts to within a lifetime."""
+    check_integer(name, value, minimum, hint)
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST:,.0f}, or no update would end, not {value}.")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

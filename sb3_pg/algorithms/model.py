@@ -27,15 +27,11 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_pg import distributed
-from sb3_pg.algorithms.arguments import check_arguments, check_before_sb3, check_env, check_load_keywords, require_env
+from sb3_pg.algorithms.arguments import check_arguments, check_before_sb3, check_env, check_load, check_steps, require_env
 from sb3_pg.algorithms.optimizers import follow_replacements, fuse, hold_parameters
 from sb3_pg.evaluation import acted_in
 from sb3_pg.loading import read_model, set_up
-from sb3_pg.policies import (
-    MaskableRecurrentActorCriticPolicy,
-    MaskableRecurrentMultiInputActorCriticPolicy,
-    find_kind,
-)
+from sb3_pg.policies import MaskableRecurrentActorCriticPolicy, MaskableRecurrentMultiInputActorCriticPolicy, find_kind
 from sb3_pg.rollouts.actions import policy_action_space, to_env_actions
 from sb3_pg.rollouts.buffers import EpisodeDictRolloutBuffer, EpisodeRolloutBuffer
 from sb3_pg.rollouts.collect import RolloutAlgorithm
@@ -94,7 +90,8 @@ class Model(RolloutAlgorithm):
         **of_sb3: Any,
     ):
         check_before_sb3(policy, self.policy_aliases, env, of_sb3)
-        of_sb3["seed"] = of_sb3.get("seed") and int(of_sb3["seed"])  # Python's generator takes no integer of NumPy's
+        # Python's generator and its deque take no integer of NumPy's
+        of_sb3 |= {name: int(of_sb3[name]) for name in ("seed", "stats_window_size") if of_sb3.get(name) is not None}
         super().__init__(
             policy,
             env,
@@ -250,14 +247,15 @@ class Model(RolloutAlgorithm):
         :param kwargs: arguments of the constructor, or attributes of the saved model such as ``n_envs``, to change
         :return: the model
         :raises TypeError: if a keyword is none of these
-        :raises ValueError: for a file that is not trusted: naming what it asks for and does not get, or if it is damaged
+        :raises ValueError: if another algorithm saved the file; for one that is not trusted: naming what it asks for and does
+            not get, or if it is damaged
         """
         if trusted:
-            check_load_keywords(cls, path, set(kwargs))
+            check_load(cls, path, set(kwargs))
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         else:
             archive, objects = read_model(cls, path, custom_objects)
-            check_load_keywords(cls, archive, set(kwargs))
+            check_load(cls, path, set(kwargs), archive)
             given = dict(custom_objects=objects, print_system_info=print_system_info, force_reset=force_reset, **kwargs)
             model = set_up(path, archive, partial(super().load, archive, env, **given), device)
         model._saved_normalizer = state = read_member(path, NORMALIZER)
@@ -371,6 +369,7 @@ class Model(RolloutAlgorithm):
         :raises ValueError: if there are no environments, or they do not fit: whole episodes that cannot be reset, a single one
             left out
         """
+        check_steps(total_timesteps)
         self._check_env()
         self._log_interval, self._n_rollouts, self._tb_log_name = log_interval, 0, tb_log_name or type(self).__name__
         self._next_log = self.LOG_STEPS + (0 if reset_num_timesteps else self.num_timesteps)

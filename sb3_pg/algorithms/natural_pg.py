@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_pg import distributed
-from sb3_pg.algorithms.arguments import check_integer, check_number, check_rate
+from sb3_pg.algorithms.arguments import check_count, check_integer, check_number, check_rate
 from sb3_pg.algorithms.batch import Batch
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.finite import require_finite
@@ -104,7 +104,7 @@ class NaturalPG(PolicyGradient):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_rate("target_kl", self.target_kl)
-        check_integer("cg_max_steps", self.cg_max_steps, 1)
+        check_count("cg_max_steps", self.cg_max_steps, 1)
         check_number("cg_damping", self.cg_damping, 0.0, inf)
         if self.sub_sampling_factor is not None:
             check_integer("sub_sampling_factor", self.sub_sampling_factor, 1, " (None for what fits the rollout)")

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 import traceback
+from pathlib import Path
 
 from sb3_pg.algorithms.arguments import suggest
 from sb3_pg.loading import NotTrustedError
@@ -25,28 +26,22 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, NotTrustedError):
         way_out = "" if command == "benchmark" else " If you know where it comes from, --trust runs whatever it holds."
         return f"{error.reason}.{way_out}"
-    # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
-    origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    of_settings = command == "train" and ("rl_zoo3" in origin or origin == "<string>")
     if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rl_zoo3":
         return f"rl-zoo3 is missing: {_INSTALL.format('zoo')}"
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return f"{error.name} is missing: {_INSTALL.format(_EXTRAS[error.name])}"
-    if of_settings and isinstance(error, NameError | SyntaxError):
-        return (
-            f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
-            "-params weights:\"'reward_to_go'\" learning_rate:\"'lin_0.001'\""
-        )
     if "Record does not exist" in message:
         return "the storage has no such study: check --study-name and --storage"
-    if command == "train" and isinstance(error, IndexError) and "--trial-id" in sys.argv:
-        return "the study has no such trial: check --trial-id"
-    if of_settings and isinstance(error, KeyError):
-        return f"{message} is missing from the hyperparameters"
+    of_training = _explain_training(error, message) if command == "train" else None
+    if of_training is not None:
+        return of_training
     unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if unexpected:
         return _explain_hyperparameter(*unexpected.groups())
     if command in _LOADING and re.search(r"No model found|folder was not found", message):
+        checkpoints = _find_checkpoints(message)
+        if checkpoints:
+            return f"{message}. There are checkpoints of {checkpoints} steps (written at the end of a rollout)."
         return (
             f"{message}. Train an agent first (sb3-pg train), or say where it is with -f FOLDER and --exp-id NUMBER: the "
             "latest run may be a search or one that ended early."
@@ -56,6 +51,43 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, ValueError | TypeError | AssertionError) and message:
         return message
     return f"{type(error).__name__}: {message}"
+
+
+def _explain_training(error: Exception, message: str) -> str | None:
+    """What is wrong with the options and hyperparameters of ``train``, if it is they."""
+    if isinstance(error, IndexError) and "--trial-id" in sys.argv:
+        return "the study has no such trial: check --trial-id"
+    if "missing 1 required positional argument: 'policy'" in message:
+        return "'policy' is missing from the hyperparameters"
+    if "OrderedDict" in message and "--conf-file" in sys.argv:
+        return (
+            "the config.yml of a run is no hyperparameter file: put what it lists below the name of the environment, a line "
+            "'name: value' each (docs/guides/rl_zoo3.md)"
+        )
+    # Raised by rl-zoo3, or by a value that it evaluates, and not by the user's environment
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    if not ("rl_zoo3" in origin or origin == "<string>"):
+        return None
+    if isinstance(error, NameError | SyntaxError):
+        return (
+            f"{message}. Hyperparameters are written -params NAME:VALUE; values are Python expressions, with text in quotes: "
+            "-params weights:\"'reward_to_go'\" learning_rate:\"'lin_0.001'\""
+        )
+    if isinstance(error, KeyError):
+        return f"{message} is missing from the hyperparameters"
+    if isinstance(error, ZeroDivisionError):
+        return "n_envs must be at least 1"
+    return None
+
+
+def _find_checkpoints(message: str) -> str:
+    """Steps of the checkpoints beside one that was not found, if it was one that was looked for."""
+    path = re.search(r"path: (.*rl_model_\d+_steps\.zip)$", message)
+    if path is None:
+        return ""
+    names = [re.fullmatch(r"rl_model_(\d+)_steps\.zip", file.name) for file in Path(path[1]).parent.iterdir()]
+    steps = sorted(int(name[1]) for name in names if name)
+    return ", ".join(f"{n}" for n in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-3:]]))
 
 
 def _explain_hyperparameter(class_name: str, name: str) -> str:

@@ -118,7 +118,7 @@ def load_agent(arguments: argparse.Namespace) -> tuple[Any, Any]:
         import_packages(packages)
     hyperparams, stats_path = get_saved_hyperparams(str(folder), test_mode=True)
     if stats_path is None:
-        print(f"{folder} is missing: playing without the wrappers and the VecNormalize of the training.")
+        print(f"{folder} is missing: playing without wrappers and VecNormalize. If the training had some, put it there.")
     env_kwargs = hyperparams.pop("env_kwargs", {})
     env_kwargs = args.get("env_kwargs") or env_kwargs
     env = create_test_env(
@@ -165,7 +165,7 @@ def _to_rich(table: pd.DataFrame, width: int) -> Any:
             _name(row),
             f"{row.variance:.3g}" + f" [{row.variance_low:.3g}, {row.variance_high:.3g}]" * wide,
             f"{row.snr:.3f}",
-            f"{row.bias:.2f}" + f" [{row.bias_low:.2f}, {row.bias_high:.2f}]" * wide,
+            (f"{row.bias:.2f}" if row.bias_low > 0 else "–") + f" [{row.bias_low:.2f}, {row.bias_high:.2f}]" * wide,
             f"{row.cosine:.2f}",
             f"{row.batch_steps:,.0f}",
             f"{row.alignment:.2f}",

@@ -23,7 +23,7 @@ _EXAMPLES = {
 }
 _OPTIONS = {
     "train": (
-        "--vec-env gymnasium|envpool  Gymnasium's vector environments, or EnvPool's",
+        "--vec-env gymnasium|envpool  beside rl-zoo3's dummy and subproc: Gymnasium's vector environments, or EnvPool's",
         "--resume FOLDER              go on with a run that --save-freq has made, with its options",
     ),
 }

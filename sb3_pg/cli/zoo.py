@@ -60,11 +60,7 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         if command == "plot_train":
             arguments = count_abandoned_steps(arguments)
     sys.argv = [f"sb3-pg {command}", *arguments]
-    if command == "train":
-        # rl-zoo3 saves the agent at Ctrl-C alone
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.default_int_handler)
+    stops = _stop_at_signals() if command == "train" else []
     if command in _LOADING:
         act_in_test_envs()
     if command == "record_video":
@@ -82,6 +78,25 @@ def _run(command: str, arguments: list[str], trusted: bool) -> None:
         else:
             module = importlib.import_module("rl_zoo3.plots" if command in _PLOTTING else f"rl_zoo3.{command}")
             getattr(module, command)()
+    if stops:
+        sys.exit(128 + stops[0])
+
+
+def _stop_at_signals() -> list[int]:
+    """Have a training that is told to end do what rl-zoo3 does at Ctrl-C alone: save the agent.
+
+    :return: the signals that have come
+    """
+    stops: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    return stops
 
 
 @contextmanager

@@ -9,14 +9,16 @@ import pytest
 import torch as th
 from envs import ScriptedEnv
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from sb3_pg import ReinforceBaseline, VanillaPG
+from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.rollouts.buffers import EpisodeRolloutBuffer
 
@@ -27,7 +29,14 @@ BAD: list[tuple[type[PolicyGradient], dict[str, Any], type[Exception], str]] = [
     (VanillaPG, dict(gamma="0.9"), TypeError, "gamma must be a number"),
     (VanillaPG, dict(gae_lambda=-0.1), ValueError, "gae_lambda must be"),
     (VanillaPG, dict(n_steps=0), ValueError, "n_steps must be at least 1"),
-    (VanillaPG, dict(n_episodes=10**20), ValueError, "n_episodes must be below"),
+    (VanillaPG, dict(n_steps=10**20), ValueError, "n_steps must be below"),
+    (VanillaPG, dict(n_episodes=10**20), ValueError, "n_episodes must be at most"),
+    (VanillaPG, dict(n_critic_updates=10**20), ValueError, "n_critic_updates must be at most"),
+    (NaturalPG, dict(cg_max_steps=10**20), ValueError, "cg_max_steps must be at most"),
+    (VanillaPG, dict(rollout_buffer_kwargs=dict(gama=1)), TypeError, "rollout_buffer_kwargs: EpisodeRolloutBuffer does not"),
+    (VanillaPG, dict(rollout_buffer_kwargs=dict(gamma=1)), TypeError, "rollout_buffer_kwargs: EpisodeRolloutBuffer does not"),
+    (VanillaPG, dict(policy_kwargs=dict(net_arc=[4])), TypeError, "policy_kwargs: ActorCriticPolicy .* mean 'net_arch'"),
+    (NaturalPG, dict(critic_learning_rate=1e-3), TypeError, "the critic's rate is learning_rate"),
     (VanillaPG, dict(n_steps=2.5), TypeError, "n_steps must be an integer"),
     (VanillaPG, dict(n_episodes=0), ValueError, "n_episodes must be at least 1"),
     (VanillaPG, dict(n_episodes=-1), ValueError, "n_episodes must be at least 1"),
@@ -59,8 +68,32 @@ def test_bad_arguments(cls: type[PolicyGradient], kwargs: dict[str, Any], error:
         cls("MlpPolicy", "CartPole-v1", **kwargs)
 
 
-def test_seeds_of_numpy_are_seeds() -> None:
-    models = [VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8, seed=seed).learn(8) for seed in (3, np.int64(3))]
+def test_vectors_are_no_dictionaries() -> None:
+    with pytest.raises(ValueError, match="takes dictionaries of observations, and these are Box"):
+        VanillaPG("MultiInputPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize("steps", ["1000", float("nan"), -1, None])
+def test_steps_that_cannot_be_counted(steps: Any) -> None:
+    with pytest.raises(ValueError, match="total_timesteps must be a number of environment steps"):
+        VanillaPG("MlpPolicy", "CartPole-v1").learn(steps)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize(
+    "saved_by, cls",
+    [(A2C, VanillaPG), (VanillaPG, NaturalPG), (VanillaPG, ReinforceBaseline), (NaturalPG, ReinforceBaseline)],
+)
+def test_models_of_other_algorithms_are_refused(
+    saved_by: type[BaseAlgorithm], cls: type[PolicyGradient], trusted: bool, tmp_path: Path
+) -> None:
+    saved_by("MlpPolicy", "CartPole-v1").save(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"m was not saved by {cls.__name__}: load it with the class"):
+        cls.load(tmp_path / "m", trusted=trusted)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    models = [VanillaPG("MlpPolicy", "CartPole-v1", n_steps=8, seed=n, stats_window_size=n).learn(8) for n in (3, np.int64(3))]
     a, b = (model.policy.state_dict() for model in models)
     assert all(th.equal(a[key], b[key]) for key in a)
 

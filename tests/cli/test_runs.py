@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,5 +175,6 @@ def test_a_run_that_is_terminated_saves_its_agent(tmp_path: Path) -> None:
                 process.terminate()
                 break
         out = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
     assert "of 10,000,000 steps. Go on: sb3-pg train --resume logs/vpg/CartPole-v1_1" in out
     assert (tmp_path / "logs/vpg/CartPole-v1_1/CartPole-v1.zip").is_file()
