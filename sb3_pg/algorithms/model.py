@@ -138,6 +138,7 @@ class Model(RolloutAlgorithm):
     def _setup_model(self) -> None:
         # SB3's load() calls this after it has set the attributes: all checks and derived state belong here
         self._check_arguments()
+        self.gamma, self.gae_lambda = float(self.gamma), float(self.gae_lambda)  # arrays take no fractions
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = EpisodeDictRolloutBuffer if is_dict else EpisodeRolloutBuffer

@@ -106,6 +106,7 @@ class NaturalPG(PolicyGradient):
         check_rate("target_kl", self.target_kl)
         check_count("cg_max_steps", self.cg_max_steps, 1)
         check_number("cg_damping", self.cg_damping, 0.0, inf)
+        self.cg_damping = float(self.cg_damping)  # torch multiplies by no fraction or long integer
         if self.sub_sampling_factor is not None:
             check_integer("sub_sampling_factor", self.sub_sampling_factor, 1, " (None for what fits the rollout)")
 

@@ -59,7 +59,7 @@ def _explain_training(error: Exception, message: str) -> str | None:
         return "the study has no such trial: check --trial-id"
     if "missing 1 required positional argument: 'policy'" in message:
         return "'policy' is missing from the hyperparameters"
-    if "OrderedDict" in message and "--conf-file" in sys.argv:
+    if "OrderedDict" in message and {"-conf", "--conf-file"} & set(sys.argv):
         return (
             "the config.yml of a run is no hyperparameter file: put what it lists below the name of the environment, a line "
             "'name: value' each (docs/guides/rl_zoo3.md)"

@@ -221,10 +221,10 @@ class PlainKind(PolicyKind):
 
     def _take_steps(self, buffer: "EpisodeRolloutBuffer", rows: np.ndarray) -> Steps:
         """Rows of the buffer, counted through its environments and then through time."""
-        n_rows = buffer.mask.size  # with those that are yet to come
+        steps, envs = np.divmod(rows, buffer.n_envs)
 
         def take(x: np.ndarray) -> Any:
-            return x.reshape(n_rows, *x.shape[2:])[rows]
+            return x[steps, envs]
 
         return self.to_steps(map_obs(take, buffer.observations), take(buffer.actions), map_obs(take, dict(buffer.context)))
 

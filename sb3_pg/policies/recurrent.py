@@ -292,20 +292,20 @@ class RecurrentKind(PlainKind):
 
     def _values_after_replay(self, buffer: "RolloutBuffer", steps: np.ndarray, envs: np.ndarray, last_obs: Any) -> th.Tensor:
         of_buffer = buffer.context["segment"]  # type: ignore[attr-defined]
-        rows, segment, n_envs = [], [], buffer.n_envs
+        rows, segment = [], []
         for step, env in zip(steps, envs, strict=True):
             start = np.flatnonzero(of_buffer[: step + 1, env] != _GOES_ON)[-1]
-            rows.append(np.arange(start, step + 1) * n_envs + env)
+            rows.append(np.stack([np.arange(start, step + 1), np.full(step + 1 - start, env)]))
             segment.append(np.append(of_buffer[start : step + 1, env], _GOES_ON))
-        lengths = np.array([len(part) + 1 for part in rows])
+        lengths = np.array([part.shape[1] + 1 for part in rows])
         lasts = np.cumsum(lengths) - 1
         is_played = np.ones(lengths.sum(), dtype=bool)
         is_played[lasts] = False
+        played_steps, played_envs = np.concatenate(rows, axis=1)
 
         def insert(played: np.ndarray, following: np.ndarray) -> np.ndarray:
-            played = played.reshape(-1, *played.shape[2:])
-            out = np.empty((len(is_played), *played.shape[1:]), np.result_type(played, following))
-            out[is_played], out[lasts] = played[np.concatenate(rows)], np.reshape(following, (-1, *played.shape[1:]))
+            out = np.empty((len(is_played), *played.shape[2:]), np.result_type(played, following))
+            out[is_played], out[lasts] = played[played_steps, played_envs], np.reshape(following, (-1, *played.shape[2:]))
             return out
 
         obs = map_obs(insert, buffer.observations, last_obs)

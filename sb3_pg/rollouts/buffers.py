@@ -32,6 +32,11 @@ def hold(stored: Any, values: Any) -> Any:
     return stored if fits else stored.astype(seen)
 
 
+def _by_env(array: np.ndarray) -> np.ndarray:
+    """Zeros of the same shape, ``(n_steps, n_envs, …)``, in memory environment by environment: an update reads them so."""
+    return np.zeros((array.shape[1], array.shape[0], *array.shape[2:]), array.dtype).swapaxes(0, 1)
+
+
 class EpisodeRolloutBuffer(RolloutBuffer):
     """SB3's rollout buffer, which also takes rollouts of any length and marks the steps that the update may use.
 
@@ -46,7 +51,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     - ``context``: what the kind of policy needs beside the observation to score a step, by name;
     - ``log_probs``: computed when somebody asks for them, or by the update, which computes them anyway.
 
-    It starts with room for ``buffer_size`` steps, doubles when full, and keeps its memory for the next rollout.
+    It starts with room for ``buffer_size`` steps, doubles when full, and keeps its memory for the next rollout. Observations
+    lie there environment by environment, so that flattening them copies nothing.
     Parameters are those of :class:`stable_baselines3.common.buffers.RolloutBuffer`.
     """
 
@@ -102,6 +108,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             if isinstance(self.action_space, spaces.Box) and self.actions.dtype not in (np.float32, np.float64):
                 # A Gaussian's samples are what has to be scored, not their integer parts or roundings
                 self.actions = self.actions.astype(np.float32)
+            self.observations = map_obs(_by_env, self.observations)
             self.timesteps = np.zeros((self.buffer_size, self.n_envs), dtype=np.int64)
             self.mask = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
             self._storage = {name: getattr(self, name) for name in _STORED}

@@ -1,5 +1,6 @@
 """What is refused, and how: one sentence that says what to do."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_models_of_other_algorithms_are_refused(
     saved_by("MlpPolicy", "CartPole-v1").save(tmp_path / "m")
     with pytest.raises(ValueError, match=f"m was not saved by {cls.__name__}: load it with the class"):
         cls.load(tmp_path / "m", trusted=trusted)
+
+
+@pytest.mark.parametrize("name", ["gamma", "gae_lambda", "ent_coef", "max_grad_norm", "cg_damping"])
+def test_numbers_of_any_kind_are_numbers(name: str) -> None:
+    cls = NaturalPG if name == "cg_damping" else VanillaPG
+    given = dict(n_steps=8, seed=3, rollout_buffer_class=RolloutBuffer)
+    models = [cls("MlpPolicy", "CartPole-v1", **given, **{name: n}).learn(8) for n in (0.5, Fraction(1, 2))]
+    a, b = (model.policy.state_dict() for model in models)
+    assert all(th.equal(a[key], b[key]) for key in a)
 
 
 def test_integers_of_numpy_are_integers() -> None:

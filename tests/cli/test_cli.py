@@ -50,6 +50,18 @@ def test_train_enjoy_continue_and_record(algo: str, trained: Path) -> None:
     assert video.stat().st_size > 1000
 
 
+def test_what_a_run_has_is_named_where_it_has_not_what_was_asked_for(trained: Path) -> None:
+    run = Path("logs/vpg/CartPole-v1_1")
+    (checkpoint,) = (trained / run).glob("rl_model_*_steps.zip")
+    steps = checkpoint.name.split("_")[2]
+    for command, message in (
+        ("enjoy --env CartPole-v1 --exp-id 1 --no-render --load-checkpoint 7", f"There are checkpoints of {steps} steps"),
+        (f"train --env CartPole-v1 -conf {run}/CartPole-v1/config.yml", "the config.yml of a run is no hyperparameter file"),
+    ):
+        code, _, err = finish(trained, *command.split())
+        assert code == 1 and message in err.splitlines()[-1]
+
+
 def test_plots_are_written_without_a_display(trained: Path) -> None:
     sb3_pg(trained, "plot_train -a vpg -e CartPole-v1 -f logs -w 5")
     out = sb3_pg(trained, "all_plots -a vpg reinforce -e CartPole-v1 -f logs --no-million -o all")
@@ -168,6 +180,8 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("train --algo vpg -conf broken.yml", 1, "broken.yml"),
         ("train --algo vpg -conf text.yml", 1, "write 1.0e-3"),
         ("train --algo vpg -conf incomplete.yml", 1, "'n_timesteps' is missing"),
+        ("train --algo vpg -conf no_policy.yml", 1, "'policy' is missing"),
+        ("train --algo vpg -params n_envs:0", 1, "n_envs must be at least 1"),
         ("train --algo vpg --trial-id 1", 1, "--trial-id needs --storage and --study-name"),
         ("train --algo vpg --storage a --study-name b --trial-id 0", 1, "rl-zoo3 ignores --trial-id 0"),
         ("enjoy --algo vpg --env Acrobot-v1", 1, "Train an agent first"),
@@ -178,6 +192,7 @@ def test_a_users_error_is_one_line(command: str, code: int, message: str, tmp_pa
     (tmp_path / "broken.yml").write_text("CartPole-v1:\n  n_envs: [1\n")
     (tmp_path / "text.yml").write_text("CartPole-v1:\n  n_timesteps: 100\n  learning_rate: 1e-3\n")
     (tmp_path / "incomplete.yml").write_text("CartPole-v1:\n  policy: MlpPolicy\n")
+    (tmp_path / "no_policy.yml").write_text("CartPole-v1:\n  n_timesteps: 100\n")
     returned, _, err = finish(tmp_path, *command.split())
     last_line = err.strip().splitlines()[-1]
     assert returned == code and message in last_line and "Traceback" not in err

@@ -85,6 +85,22 @@ def test_grows_and_reuses_its_memory(space: spaces.Space) -> None:
     assert ours.rewards.base is memory and len(ours.rewards) == 5
 
 
+def test_flattening_copies_no_observations() -> None:
+    image = spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    buffer = EpisodeRolloutBuffer(5, image, spaces.Discrete(2), n_envs=3)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 3, 3, 8, 8), np.uint8)
+    for _ in range(2):
+        buffer.reset()
+        for obs in frames:
+            buffer.add(obs, np.zeros((3, 1)), np.zeros(3), np.zeros(3))
+        buffer.trim()
+        assert np.array_equal(buffer.observations, frames)
+        kept = buffer.observations
+        samples, _, _ = buffer.samples()
+        assert np.shares_memory(samples.observations.numpy(), kept)
+        assert np.array_equal(samples.observations.numpy(), frames.swapaxes(0, 1).reshape(15, 3, 8, 8))
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_only_steps_in_use_are_sampled(space: spaces.Space) -> None:
     buffer = make(space, ACTIONS[0], 6)[0]
