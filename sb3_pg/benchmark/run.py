@@ -4,6 +4,7 @@ import datetime
 import difflib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,9 @@ def _find_file(algo: str) -> Path:
 
 
 def read_entry(algo: str, env_id: str) -> dict[str, Any]:
-    """Hyperparameters of an algorithm for an environment: our file's or rl-zoo3's, whose MuJoCo entries for v4 serve v5.
+    """Hyperparameters of an algorithm for an environment: our file's or rl-zoo3's, whose entries for the version before serve.
+
+    rl-zoo3 has MuJoCo's for v4, and LunarLander's without velocities for v2.
 
     :param algo: name of the algorithm
     :param env_id: environment
@@ -127,7 +130,8 @@ def read_entry(algo: str, env_id: str) -> dict[str, Any]:
     """
     entries = yaml.safe_load(_find_file(algo).read_text())
     is_atari = "NoFrameskip" in env_id or env_id.startswith("ALE/")
-    names = [env_id, env_id.replace("-v5", "-v4"), *(["atari"] if is_atari else []), "default"]
+    version_before = re.sub(r"(?<=-v)\d+$", lambda version: str(int(version[0]) - 1), env_id)
+    names = [env_id, version_before, *(["atari"] if is_atari else []), "default"]
     return dict(next(entries[name] for name in names if name in entries))
 
 

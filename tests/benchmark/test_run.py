@@ -30,6 +30,7 @@ def test_the_plan_covers_all_runs_one_seed_after_the_other() -> None:
 def test_the_zoos_mujoco_entries_are_read_for_v5() -> None:
     theirs = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams/ppo.yml").read_text())
     assert read_entry("ppo", "HalfCheetah-v5") == theirs["HalfCheetah-v4"]
+    assert read_entry("ppo_lstm", "LunarLanderNoVel-v3")["policy"] == "MlpLstmPolicy"
     assert read_entry("ppo", "CartPole-v1") == theirs["CartPole-v1"]
     assert read_entry("ppo", "Unknown-v0") == theirs["default"]
     assert read_entry("ppo", "PongNoFrameskip-v4") == read_entry("ppo", "ALE/Pong-v5") == theirs["atari"]
