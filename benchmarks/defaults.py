@@ -5,12 +5,12 @@ runs are kept: start it again to go on where it stopped. `python benchmarks/defa
 """
 
 import argparse
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch as th
+from rows import Rows
 from scipy.stats import trim_mean
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -18,7 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 
-FILE = Path(__file__).with_suffix(".csv")
+ROWS = Rows(Path(__file__).with_suffix(".csv"), "algorithm", "env", "steps", "seed", "return")
 OURS: dict[str, Any] = {"VanillaPG": VanillaPG, "ReinforceBaseline": ReinforceBaseline, "NaturalPG": NaturalPG}
 PEERS: dict[str, Any] = {"A2C": A2C, "PPO": PPO}
 ALGORITHMS = OURS | PEERS
@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="algorithms to run; all if not given")
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
-    done = {(r["algorithm"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in rows}
+    done = {(r["algorithm"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in ROWS.read()}
     if arguments.table:
         for algorithms, env_id, steps, seeds in RUNS:
             for algorithm in algorithms:
@@ -59,18 +58,11 @@ def main() -> None:
                     print(f"| {env_id} | {steps // 1000}k | {algorithm} | {len(returns)} | {trim_mean(returns, 0.25):.0f} | "
                           f"{min(returns):.0f} | {max(returns):.0f} |")  # fmt: skip
         return
-    with FILE.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["algorithm", "env", "steps", "seed", "return"])
-        for algorithms, env_id, steps, seeds in [run for run in RUNS if run[1] in (arguments.envs or [run[1]])]:
-            for algorithm in [name for name in algorithms if name in (arguments.algorithms or [name])]:
-                for seed in seeds:
-                    if (algorithm, env_id, steps, seed) not in done:
-                        result = train(algorithm, env_id, steps, seed)
-                        writer.writerow([algorithm, env_id, steps, seed, result])
-                        file.flush()
-                        print(algorithm, env_id, seed, result, flush=True)
+    for algorithms, env_id, steps, seeds in [run for run in RUNS if run[1] in (arguments.envs or [run[1]])]:
+        for algorithm in [name for name in algorithms if name in (arguments.algorithms or [name])]:
+            for seed in seeds:
+                if (algorithm, env_id, steps, seed) not in done:
+                    ROWS.add(algorithm, env_id, steps, seed, train(algorithm, env_id, steps, seed))
 
 
 if __name__ == "__main__":

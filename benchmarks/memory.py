@@ -5,12 +5,12 @@ go on. `python benchmarks/memory.py --jobs 2`, then `--table`.
 """
 
 import argparse
-import csv
 import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import torch as th
+from rows import Rows
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked_policy
@@ -22,7 +22,7 @@ from sb3_pg import VanillaPG
 from sb3_pg.benchmark.speed import make_tuned_model
 from sb3_pg.evaluation import evaluate_policy
 
-FILE = Path(__file__).with_suffix(".csv")
+ROWS = Rows(Path(__file__).with_suffix(".csv"), "what", "env", "steps", "seed", "return")
 DEFAULTS = {"VanillaPG MlpLstmPolicy, defaults": "MlpLstmPolicy", "VanillaPG MlpPolicy, defaults": "MlpPolicy"}
 ENTRIES = {"VanillaPG, hyperparams/vpg.yml": "vpg", "RecurrentPPO, rl-zoo3's entry": "ppo_lstm"}
 MASKED = {"VanillaPG MaskableMlpPolicy, defaults": VanillaPG, "MaskablePPO, defaults": MaskablePPO}
@@ -78,8 +78,7 @@ def main() -> None:
         "--only", nargs="+", choices=dict.fromkeys(run[0] for run in RUNS), help="what to train; all if not given"
     )
     arguments = parser.parse_args()
-    rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
-    done = {(r["what"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in rows}
+    done = {(r["what"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in ROWS.read()}
     if arguments.table:
         for what, env_id, steps, seeds in RUNS:
             returns = [done[key] for key in ((what, env_id, steps, seed) for seed in seeds) if key in done]
@@ -89,14 +88,9 @@ def main() -> None:
         return
     missing = [(what, env_id, steps, seed) for what, env_id, steps, seeds in RUNS for seed in seeds]
     missing = [run for run in missing if run not in done and run[0] in (arguments.only or [run[0]])]
-    with FILE.open("a", newline="") as file, multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["what", "env", "steps", "seed", "return"])
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for run, result in pool.imap_unordered(train, missing):
-            writer.writerow([*run, result])
-            file.flush()
-            print(*run, result, flush=True)
+            ROWS.add(*run, result)
 
 
 if __name__ == "__main__":

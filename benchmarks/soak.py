@@ -4,7 +4,6 @@ One row a kill in benchmarks/soak.csv; finished rows are kept: start it again to
 """
 
 import argparse
-import csv
 import hashlib
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from rows import Rows
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
@@ -25,7 +25,7 @@ from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
 from sb3_pg.saving import write_atomically
 
-FILE = Path(__file__).with_suffix(".csv")
+ROWS = Rows(Path(__file__).with_suffix(".csv"), "subject", "killed_after_s", "checkpoints", "same_end")
 STEPS, FREQ = 4_000, 600
 # Class, environment, policy, arguments, whether VecNormalize is around, class of vector environments
 SUBJECTS: dict[str, tuple[Any, str, str, dict[str, Any], bool, Any]] = {
@@ -80,13 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     n_kills = parser.parse_args().kills
-    rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
+    rows = ROWS.read()
     rng = np.random.default_rng(len(rows))
     names = list(SUBJECTS)
-    with tempfile.TemporaryDirectory() as temporary, FILE.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not rows:
-            writer.writerow(["subject", "killed_after_s", "checkpoints", "same_end"])
+    with tempfile.TemporaryDirectory() as temporary:
         ends: dict[str, tuple[str, float]] = {}
         for i in range(len(rows), n_kills):
             name = names[i % len(names)]
@@ -105,9 +102,7 @@ def main() -> None:
             n_checkpoints = len(list(folder.glob("*_steps.zip")))
             start(name, folder).join()
             same = (folder / "end").is_file() and (folder / "end").read_text() == expected
-            writer.writerow([name, f"{delay:.2f}", n_checkpoints, same])
-            file.flush()
-            print(i + 1, name, f"{delay:.2f} s", n_checkpoints, "same end" if same else "ANOTHER END", flush=True)
+            ROWS.add(name, f"{delay:.2f}", n_checkpoints, same)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ their classes, but for rollouts of 2,048 steps (A2C: its five steps of each envi
 benchmarks/to_475.csv; finished runs are kept. On an idle machine: `python benchmarks/to_475.py`, then `--table`.
 """
 
-import csv
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch as th
+from rows import Rows
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -21,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_pg import VanillaPG
 from sb3_pg.vec_env import GymnasiumVecEnv
 
-FILE = Path(__file__).with_suffix(".csv")
+ROWS = Rows(Path(__file__).with_suffix(".csv"), "class", "n_envs", "seed", "seconds", "steps", "learnt")
 CLASSES: dict[str, Any] = {"VanillaPG": VanillaPG, "A2C": A2C, "PPO": PPO}
 N_ENVS = (8, 64, 256)
 SEEDS = range(800, 803)
@@ -57,10 +58,9 @@ def train(name: str, n_envs: int, seed: int) -> tuple[float, int, bool]:
 
 def main() -> None:
     """Run what is missing, or print the table."""
-    rows = list(csv.reader(FILE.open()))[1:] if FILE.exists() else []
     done = {
-        (name, int(n_envs), int(seed)): (float(s), int(steps), learnt == "True")
-        for name, n_envs, seed, s, steps, learnt in rows
+        (r["class"], int(r["n_envs"]), int(r["seed"])): (float(r["seconds"]), int(r["steps"]), r["learnt"] == "True")
+        for r in ROWS.read()
     }
     if "--table" in sys.argv:
         for n_envs in N_ENVS:
@@ -70,21 +70,14 @@ def main() -> None:
                     each = ", ".join(f"{s:.1f}" if learnt else "–" for s, _, learnt in results)
                     times = [s if learnt else float("inf") for s, _, learnt in results]
                     steps = [steps if learnt else float("inf") for _, steps, learnt in results]
-                    print(f"| {n_envs} | {name} | {median(times):.1f} | {each} | {median(steps):,.0f} |")
+                    of_median = f"{median(times):.1f} | {each} | {median(steps):,.0f}".replace("inf", "–")
+                    print(f"| {n_envs} | {name} | {of_median} |")
         return
     th.set_num_threads(1)
-    with FILE.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if file.tell() == 0:
-            writer.writerow(["class", "n_envs", "seed", "seconds", "steps", "learnt"])
-        # Classes interleaved: what the machine does besides meets all of them
-        for n_envs in N_ENVS:
-            for seed in SEEDS:
-                for name in CLASSES:
-                    if (name, n_envs, seed) not in done:
-                        writer.writerow([name, n_envs, seed, *(result := train(name, n_envs, seed))])
-                        file.flush()
-                        print(name, n_envs, seed, *result, flush=True)
+    # Classes interleaved: what the machine does besides meets all of them
+    for n_envs, seed, name in itertools.product(N_ENVS, SEEDS, CLASSES):
+        if (name, n_envs, seed) not in done:
+            ROWS.add(name, n_envs, seed, *train(name, n_envs, seed))
 
 
 if __name__ == "__main__":
