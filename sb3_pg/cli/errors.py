@@ -85,8 +85,8 @@ def _find_checkpoints(message: str) -> str:
     path = re.search(r"path: (.*rl_model_\d+_steps\.zip)$", message)
     if path is None:
         return ""
-    names = [re.fullmatch(r"rl_model_(\d+)_steps\.zip", file.name) for file in Path(path[1]).parent.iterdir()]
-    steps = sorted(int(name[1]) for name in names if name)
+    names = [file.name.split("_")[2] for file in Path(path[1]).parent.glob("rl_model_*_steps.zip")]
+    steps = sorted(int(name) for name in names if name.isdigit())
     return ", ".join(f"{n}" for n in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-3:]]))
 
 

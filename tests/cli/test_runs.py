@@ -87,6 +87,9 @@ def test_training_in_vector_environments(tmp_path: Path) -> None:
     assert len((run / "0.monitor.csv").read_text().splitlines()) > 20 and (run / "evaluations.npz").is_file()
     sb3_pg(tmp_path, f"train --env Pendulum-v1 --vec-env gymnasium {common}")
     assert (tmp_path / "logs/vpg/Pendulum-v1_1/15.monitor.csv").is_file()
+    entries = Path(__file__).parents[2] / "hyperparams/vpg_many_environments.yml"
+    out = sb3_pg(tmp_path, f"train --env CartPole-v1 --vec-env gymnasium --conf-file {entries} -n 2048 --eval-freq -1")
+    assert "Using 64 environments" in out
     command = "train --env Toy-v0 --gym-packages toy_env --vec-env envpool -n 100 --env-kwargs length:7"
     code, _, err = finish(tmp_path, *command.split())
     assert code == 1 and err.splitlines()[-1].startswith("sb3-pg train: error:") and "EnvPool" in err.splitlines()[-1]
