@@ -263,7 +263,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     :raises ValueError: if there is none
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.glob("*_steps.zip"), key=_n_steps, reverse=True)
+    files = [path] if path.is_file() else sorted(path.glob("*_steps.zip"), key=steps_of, reverse=True)
     for file in files:
         try:
             state = read_member(file, TRAINING)
@@ -275,7 +275,12 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     raise ValueError(f"{path} has no checkpoint to go on from: {cause}.")
 
 
-def _n_steps(file: Path) -> int:
+def steps_of(file: Path) -> int:
+    """Environment steps that a checkpoint was written at, by its name.
+
+    :param file: the checkpoint, ``rl_model_<steps>_steps.zip``
+    :return: the steps; -1 if the name does not say
+    """
     number = re.search(r"_(\d+)_steps\.zip$", file.name)
     return int(number[1]) if number else -1
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from sb3_pg.algorithms.arguments import suggest
+from sb3_pg.checkpoints import steps_of
 from sb3_pg.loading import NotTrustedError
 
 _LOADING = ("enjoy", "record_video", "estimators")
@@ -85,8 +86,7 @@ def _find_checkpoints(message: str) -> str:
     path = re.search(r"path: (.*rl_model_\d+_steps\.zip)$", message)
     if path is None:
         return ""
-    names = [file.name.split("_")[2] for file in Path(path[1]).parent.glob("rl_model_*_steps.zip")]
-    steps = sorted(int(name) for name in names if name.isdigit())
+    steps = sorted(steps_of(file) for file in Path(path[1]).parent.glob("rl_model_*_steps.zip"))
     return ", ".join(f"{n}" for n in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-3:]]))
 
 

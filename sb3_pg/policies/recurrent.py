@@ -295,13 +295,13 @@ class RecurrentKind(PlainKind):
         rows, segment = [], []
         for step, env in zip(steps, envs, strict=True):
             start = np.flatnonzero(of_buffer[: step + 1, env] != _GOES_ON)[-1]
-            rows.append(np.stack([np.arange(start, step + 1), np.full(step + 1 - start, env)]))
+            rows.append(np.arange(start, step + 1))
             segment.append(np.append(of_buffer[start : step + 1, env], _GOES_ON))
-        lengths = np.array([part.shape[1] + 1 for part in rows])
+        lengths = np.array([len(part) + 1 for part in rows])
         lasts = np.cumsum(lengths) - 1
         is_played = np.ones(lengths.sum(), dtype=bool)
         is_played[lasts] = False
-        played_steps, played_envs = np.concatenate(rows, axis=1)
+        played_steps, played_envs = np.concatenate(rows), np.repeat(envs, lengths - 1)
 
         def insert(played: np.ndarray, following: np.ndarray) -> np.ndarray:
             out = np.empty((len(is_played), *played.shape[2:]), np.result_type(played, following))
