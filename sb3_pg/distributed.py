@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from hashlib import blake2b
 from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -117,15 +118,45 @@ def total_padded(x: np.ndarray) -> np.ndarray:
     return total(np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, most(x.shape[-1]) - x.shape[-1])]))
 
 
+def of_each(x: np.ndarray) -> np.ndarray:
+    """Arrays of one shape of all ranks, ``(size, *shape)``."""
+    rows = np.zeros((size(), *x.shape), x.dtype)
+    rows[rank()] = x
+    return total(rows)
+
+
+class Spread(NamedTuple):
+    """Samples of all ranks: how many, their mean, and the sum of their squared deviations from it."""
+
+    n: int
+    mean: float
+    squares: float
+
+
+def spreads(*samples: th.Tensor) -> list[Spread]:
+    """Put together the moments of what the ranks have, in one sum (Chan, Golub & LeVeque 1979).
+
+    :param samples: float64, ``(n,)`` each, with another n on each rank
+    :return: one for each of them
+    """
+    own = []
+    for x in samples:
+        mean = x.sum() / max(len(x), 1)
+        own.append([float(len(x)), mean.item(), (x - mean).square().sum().item()])
+    n, means, squares = np.moveaxis(of_each(np.array(own)), -1, 0)
+    totals = n.sum(axis=0)
+    mean = (n * means).sum(axis=0) / np.maximum(totals, 1)
+    squares = (squares + n * (means - mean) ** 2).sum(axis=0)
+    return [Spread(int(n), m, s) for n, m, s in zip(totals.tolist(), mean.tolist(), squares.tolist(), strict=True)]
+
+
 def gather(samples: Samples) -> Samples:
     """The samples of all ranks, one rank after the other, ``(n, …)`` with another n on each."""
     group = _group()
     if group is None:
         return samples
     own = th.as_tensor(samples)
-    lengths = np.zeros(size(), dtype=np.int64)
-    lengths[rank()] = len(own)
-    lengths = total(lengths)
+    lengths = of_each(np.array(len(own)))
     padded = own.new_zeros(int(lengths.max()), *own.shape[1:])
     padded[: len(own)] = own
     of_all = [th.empty_like(padded) for _ in lengths]
@@ -199,6 +230,10 @@ def require_equal(tensors: Mapping[str, th.Tensor]) -> None:
     if _group() is None:
         return
     checksums = np.array([_checksum(x) for x in tensors.values()], dtype=np.int64)
+    of_all = int.from_bytes(blake2b(checksums.tobytes(), digest_size=7).digest(), "big")
+    largest, smallest = _reduce(np.array([of_all, -of_all]), "MAX")
+    if largest == -smallest:
+        return
     if most(len(checksums)) != -most(-len(checksums)):
         raise RuntimeError("The ranks have drifted apart: they do not hold the same number of parameters.")
     largest = _reduce(np.stack([checksums, -checksums]), "MAX")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import explained_variance
 
 from sb3_pg import distributed
 from sb3_pg.algorithms.batch import Batch
@@ -37,7 +36,7 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
         policy.features_extractor.eval()  # batch statistics are the actor's as well
     parameters = kind.critic_parameters()
     losses = []
-    n_steps = distributed.total(len(batch.steps))
+    n_steps = batch.targets.n
     # This rank's part of a minibatch, so that all have about as many of them
     share = -(-(model.batch_size or kind.batch_size(n_steps)) * len(batch.steps) // n_steps)
     scale = _follow_scale(model, batch) if model.normalize_targets else 1.0
@@ -61,8 +60,9 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
                 clip_gradient("the critic's gradient", parameters, model.max_grad_norm)
                 optimizer.step()
     policy.set_training_mode(False)
-    values, observed = (distributed.gather(x).cpu().numpy() for x in (batch.values, batch.returns))
-    metrics = {"explained_variance": explained_variance(values, observed)}
+    # SB3's explained_variance, of all ranks
+    explained = 1.0 - batch.errors.squares / batch.targets.squares if batch.targets.squares > 0.0 else math.nan
+    metrics = {"explained_variance": explained}
     return metrics | {"value_loss": float(np.mean(distributed.total(np.array(losses))))} if losses else metrics
 
 
@@ -71,11 +71,10 @@ def _follow_scale(model: "PolicyGradient", batch: Batch) -> float:
 
     V is far off at first, or where all targets are the same.
     """
-    targets, values = batch.returns.double(), batch.values.double()
-    n, sum_of_targets = distributed.total(np.array([len(targets), targets.sum().item()]))
-    squares = distributed.total(np.array([(targets - x).square().sum().item() for x in (sum_of_targets / n, values)])) / n
+    n, bias, squares = batch.errors
+    largest = max(batch.targets.squares / n, bias**2 + squares / n)
     square, weight = model.target_moments
-    model.target_moments = _DECAY * square + (1.0 - _DECAY) * float(squares.max()), _DECAY * weight + 1.0 - _DECAY
+    model.target_moments = _DECAY * square + (1.0 - _DECAY) * largest, _DECAY * weight + 1.0 - _DECAY
     square, weight = model.target_moments
     return max(math.sqrt(square / weight), _LEAST_SCALE)
 

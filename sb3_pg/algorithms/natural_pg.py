@@ -152,11 +152,12 @@ class NaturalPG(PolicyGradient):
 
         At the current parameters F is the Hessian of E[KL(old ∥ new)], so that Fv = ∇(∇KL · v).
         """
-        steps, n = batch.steps, len(batch.steps)
-        factor = self.sub_sampling_factor or max(1, distributed.total(n) // _FISHER_STEPS)
+        steps, n = batch.steps, batch.targets.n
+        factor = self.sub_sampling_factor or max(1, n // _FISHER_STEPS)
         if factor > 1:
-            steps = steps[self.kind.excerpt(steps, -(-n // factor), shuffled=True)]
-        mean_kl = self.kind.kl_divergence(steps).sum() / distributed.total(len(steps))
+            steps = steps[self.kind.excerpt(steps, -(-len(steps) // factor), shuffled=True)]
+            n = distributed.total(len(steps))
+        mean_kl = self.kind.kl_divergence(steps).sum() / n
         grad_kl = flat_grad(mean_kl, parameters, create_graph=True, retain_graph=True)
 
         def fisher_product(vector: th.Tensor) -> th.Tensor:

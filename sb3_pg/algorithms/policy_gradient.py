@@ -72,10 +72,13 @@ class PolicyGradient(Model):
     def _subtract_baseline(self, rollout_buffer: EpisodeRolloutBuffer, dones: np.ndarray) -> None:
         """Subtract the baseline from ``rollout_buffer.advantages``; ``dones``: whether the last step ended an episode."""
 
-    def _is_centred(self, n_episodes: int) -> bool:
-        """Whether standardising subtracts the mean weight of a rollout of so many episodes, or divides only."""
+    def _is_centred(self, timesteps: th.Tensor) -> bool:
+        """Whether standardising subtracts the mean weight of a rollout, or divides only.
+
+        :param timesteps: of its steps in use, each since the start of its episode, ``(n_used,)``
+        """
         # The total return of a single episode is its own mean: nothing would be left
-        return not (self.weights == "return" and n_episodes == 1)
+        return not (self.weights == "return" and distributed.total(int((timesteps == 0).sum())) == 1)
 
     def _step_policy(self, batch: Batch) -> dict[str, float]:
         """Change the actor's parameters, given the gradient of the batch's loss in their ``.grad``; return what to log."""
@@ -159,7 +162,7 @@ class PolicyGradient(Model):
             metrics = self._update_policy(batch)
             if self.uses_critic:
                 metrics |= self._update_critic(batch)
-            merge_batch_statistics(self.policy, len(batch.steps))
+            merge_batch_statistics(self.policy, len(batch.steps) / batch.targets.n)
         self._n_updates += 1
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -210,22 +213,23 @@ class PolicyGradient(Model):
             isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules()
         ):
             self._update_batch_statistics(batch)
-        policy_loss, entropy_sum, n_steps = distributed.total(np.array([policy_loss, entropy_sum, len(batch.steps)])).tolist()
+        sums = np.array([policy_loss, entropy_sum, len(batch.steps) * self._estimate_kl(batch, log_probs)])
+        policy_loss, entropy_sum, kl_sum = distributed.total(sums).tolist()
         return {
             "policy_loss": policy_loss,
-            "entropy_loss": -entropy_sum / n_steps,
-            "approx_kl": self._estimate_kl(batch, log_probs),
+            "entropy_loss": -entropy_sum / batch.targets.n,
+            "approx_kl": kl_sum / batch.targets.n,
             "learning_rate": learning_rate,
             **({"ent_coef": ent_coef} if callable(self.ent_coef) else {}),
             **metrics,
         }
 
     def _estimate_kl(self, batch: Batch, old_log_probs: th.Tensor) -> float:
-        """SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps from all over the rollout."""
+        """SB3's estimator of KL(old || new), http://joschu.net/blog/kl-approx.html, on steps of this rank from all over."""
         some = self.kind.excerpt(batch.steps, KL_SAMPLES)
         with th.no_grad():
             log_prob, _ = self.kind.log_prob_and_entropy(batch.steps[some])
-            log_ratio = distributed.gather(log_prob - old_log_probs[some])
+            log_ratio = log_prob - old_log_probs[some]
             return (log_ratio.exp() - 1.0 - log_ratio).mean().item()
 
     def _update_batch_statistics(self, batch: Batch) -> None:

@@ -90,15 +90,14 @@ class _ProgressBar(ProgressBarCallback):
         return True
 
 
-def merge_batch_statistics(policy: th.nn.Module, n: int) -> None:
+def merge_batch_statistics(policy: th.nn.Module, share: float) -> None:
     """Make the running statistics of batch norm those of all ranks' steps.
 
     :param policy: the policy, whose batch norm has been shown this rank's steps
-    :param n: how many those were
+    :param share: of all ranks' steps that those are
     """
     if distributed.size() == 1:
         return
-    share = n / distributed.total(n)
     for module in policy.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
             mean = distributed.total(share * module.running_mean)

@@ -146,9 +146,9 @@ class ReinforceBaseline(PolicyGradient):
                 weights -= old[0] / old[1]
             self._optimal_moments = moments if old is None else _DECAY * old + (1.0 - _DECAY) * moments
 
-    def _is_centred(self, n_episodes: int) -> bool:
+    def _is_centred(self, timesteps: th.Tensor) -> bool:
         # Subtracting the mean of the batch would put it in the place of the constant that was subtracted
-        return self.baseline not in ("running_mean", "optimal") and super()._is_centred(n_episodes)
+        return self.baseline not in ("running_mean", "optimal") and super()._is_centred(timesteps)
 
     def _measure_optimal_moments(self, rollout_buffer: EpisodeRolloutBuffer, done_steps: np.ndarray) -> estimators.Array:
         """Means over the episodes in use of ⟨g(τ), s(τ)⟩ and ‖s(τ)‖², ``(2,)``; one episode in memory at a time."""

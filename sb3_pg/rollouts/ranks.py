@@ -42,19 +42,17 @@ class Shared:
         """
         if distributed.size() == 1:
             return stopped
-        stopped = distributed.most(int(stopped)) > 0
         model = self._model
-        model.num_timesteps = self._num_timesteps + distributed.total(
-            (model.num_timesteps - self._num_timesteps) // self.count
-        )
-        own = [(list(model.ep_info_buffer), list(model.ep_success_buffer))]
-        episodes, successes = zip(*chain(*distributed.gather_items(own)), strict=True)
+        n_own = (model.num_timesteps - self._num_timesteps) // self.count
+        own = [(stopped, n_own, list(model.ep_info_buffer), list(model.ep_success_buffer))]
+        has_stopped, n, episodes, successes = zip(*chain(*distributed.gather_items(own)), strict=True)
+        model.num_timesteps = self._num_timesteps + sum(n)
         self._episodes.extend(_in_turn(episodes))
         self._successes.extend(_in_turn(successes))
         model.ep_info_buffer, model.ep_success_buffer = self._episodes, self._successes
         if self._normalizer is not None:
             self._normalizer.merge()
-        return stopped
+        return any(has_stopped)
 
 
 def _in_turn(lists: Any) -> list[Any]:

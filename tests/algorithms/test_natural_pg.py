@@ -20,6 +20,7 @@ from torch import nn
 from sb3_pg import NaturalPG, VanillaPG
 from sb3_pg.algorithms.batch import Batch, make_batch
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
+from sb3_pg.distributed import spreads
 from sb3_pg.policies.steps import Steps
 
 LINEAR: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[]), device="cpu", seed=0)
@@ -29,7 +30,7 @@ NO_DAMPING = dict(cg_damping=0.0, cg_max_steps=50)
 def batch_of(obs: np.ndarray, actions: np.ndarray, weights: np.ndarray) -> Batch:
     nothing = th.zeros(len(obs))
     steps = Steps(th.as_tensor(obs), th.as_tensor(actions))
-    return Batch(steps, nothing, th.as_tensor(weights).float(), nothing)
+    return Batch(steps, nothing, th.as_tensor(weights).float(), nothing, *spreads(nothing.double(), nothing.double()))
 
 
 def set_gradient(model: PolicyGradient, batch: Batch) -> None:
