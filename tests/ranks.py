@@ -227,6 +227,34 @@ def stream_of_a_seed(folder: Path) -> None:
     assert th.equal(*runs)
 
 
+class Count(BaseCallback):
+    """Sums over the ranks up to the beginning of each rollout."""
+
+    def _init_callback(self) -> None:
+        self.n_sums, self.at_start, call = 0, [], distributed._call
+
+        def counted(*arguments: Any) -> None:
+            self.n_sums += 1
+            call(*arguments)
+
+        distributed._call = counted
+
+    def _on_rollout_start(self) -> None:
+        self.at_start.append(self.n_sums)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def few_sums(folder: Path) -> None:
+    """A rollout takes one a minibatch of the critic and nine more: each is a wait for the slowest rank."""
+    count = Count()
+    model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, batch_size=64)
+    model.learn(6 * 128 * distributed.size(), count)
+    n_minibatches = 128 * distributed.size() // 64
+    assert np.diff(count.at_start).tolist() == 5 * [9 + n_minibatches]
+
+
 class Fault(BaseCallback):
     """Something happens on rank 1, in the third rollout."""
 
@@ -270,7 +298,7 @@ if __name__ == "__main__":
     th.set_num_threads(1)
     if sys.argv[1] == "checks":
         checks = [steps_are_equal, trainings_are_alike, stream_of_a_seed, a_hundred_updates, batch_norm_is_of_all]
-        for check in [*checks, files_of_monitor, oracle_holds]:
+        for check in [*checks, files_of_monitor, few_sums, oracle_holds]:
             check(Path(sys.argv[2]))
         (Path(sys.argv[2]) / f"done_{distributed.rank()}").touch()
     elif sys.argv[1] == "load":

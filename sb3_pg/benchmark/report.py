@@ -4,105 +4,34 @@ import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from rich.progress import track
-from rliable import library as rly
 from rliable import metrics
 
 from sb3_pg.benchmark import BUDGETS, LABELS
+from sb3_pg.benchmark.figures import draw_curves, draw_profiles, save_figure
+from sb3_pg.benchmark.scores import (
+    N_FINAL,
+    improvement,
+    interval,
+    load_runs,
+    score_matrix,
+    scores_after,
+    steps_to_threshold,
+    summarise_runs,
+)
 from sb3_pg.zoo import ALGORITHMS
 
 PEERS = ("a2c", "ppo", "trpo")
-COLORS = {"vpg": "C0", "reinforce": "C2", "npg": "C3", "a2c": "C1", "ppo": "C4", "trpo": "0.3"}
-#: The final return of a run is the mean of so many evaluations at its end
-N_FINAL = 3
 #: Share of the way from a random policy (0) to the best algorithm (1) that counts as learnt
 THRESHOLD = 0.8
-_REPS = 2000
+#: Of a peer's training time, at which ours are compared with it
+SHARES = (0.25, 0.5, 1.0)
 _RANDOM_EPISODES = 50
-
-
-def load_runs(folder: Path) -> pd.DataFrame:
-    """All evaluations of all finished runs.
-
-    :param folder: folder of finished runs
-    :return: a row an evaluation: algo, env, seed, steps (environment steps so far), score (mean return of the episodes),
-        n_timesteps (the budget) and imported (whether the run was made elsewhere)
-    :raises ValueError: if there is none, or an environment has runs of several budgets
-    """
-    frames = []
-    for path in sorted(folder.glob("*/*/run.json")):
-        info = json.loads(path.read_text())
-        with np.load(path.parent / "evaluations.npz") as evaluations:
-            steps, scores = evaluations["timesteps"], evaluations["results"].mean(axis=1)
-        run = {key: info[key] for key in ("algo", "env", "seed", "n_timesteps")}
-        frames.append(pd.DataFrame({**run, "imported": info.get("imported", False), "steps": steps, "score": scores}))
-    if not frames:
-        raise ValueError(f"There are no finished runs in {folder}: sb3-pg benchmark run makes them.")
-    evaluations = pd.concat(frames, ignore_index=True)
-    for env, budgets in evaluations.groupby("env").n_timesteps.unique().items():
-        if len(budgets) > 1:
-            raise ValueError(
-                f"The runs of {env} in {folder} have several budgets ({', '.join(map(str, sorted(budgets)))} steps)."
-            )
-    return evaluations
-
-
-def summarise_runs(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """One row a run.
-
-    :param evaluations: rows of :func:`load_runs`
-    :return: algo, env, seed, imported, final (mean score of the last evaluations) and area (mean score over the budget, the
-        area under the learning curve divided by the steps it covers)
-    """
-
-    def summarise(run: pd.DataFrame) -> pd.Series:
-        steps, scores = run.steps.to_numpy(float), run.score.to_numpy(float)
-        covered = steps[-1] - steps[0]
-        area = np.trapezoid(scores, steps) / covered if covered > 0 else scores[-1]
-        return pd.Series({"final": scores[-N_FINAL:].mean(), "area": area})
-
-    groups = evaluations.sort_values("steps").groupby(["algo", "env", "seed", "imported"])
-    runs: pd.DataFrame = groups[["steps", "score"]].apply(summarise).reset_index()
-    return runs
-
-
-def interval(scores: np.ndarray) -> tuple[float, float, float]:
-    """Interquartile mean over runs with its 95% stratified bootstrap interval.
-
-    :param scores: ``(n_runs, n_environments)``
-    :return: estimate, lower and upper bound
-    """
-    estimates, intervals = rly.get_interval_estimates({"": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=_REPS)
-    return float(estimates[""][0]), float(intervals[""][0, 0]), float(intervals[""][1, 0])
-
-
-def improvement(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Probability that a run of X beats one of Y, ties counting half, averaged over environments, with its 95% interval.
-
-    :param x: final returns of X, ``(n_runs, n_environments)``
-    :param y: final returns of Y, the same environments
-    :return: estimate, lower and upper bound
-    """
-    statistic = lambda a, b: np.array([metrics.probability_of_improvement(a, b)])  # noqa: E731
-    estimates, intervals = rly.get_interval_estimates({"": [x, y]}, statistic, reps=_REPS)
-    return float(estimates[""][0]), float(intervals[""][0, 0]), float(intervals[""][1, 0])
-
-
-def score_matrix(runs: pd.DataFrame, algo: str, envs: list[str], column: str = "final") -> np.ndarray:
-    """Scores of an algorithm, ``(n_runs, n_environments)``, with as many runs as it has in all of them."""
-    columns = [runs[(runs.algo == algo) & (runs.env == env)].sort_values("seed")[column].to_numpy() for env in envs]
-    n_runs = min(map(len, columns))
-    scores: np.ndarray = np.stack([column[:n_runs] for column in columns], axis=1)
-    return scores
 
 
 def random_return(env_id: str) -> float:
@@ -120,12 +49,6 @@ def random_return(env_id: str) -> float:
     return total / _RANDOM_EPISODES
 
 
-def steps_to_threshold(evaluations: pd.DataFrame, threshold: float) -> np.ndarray:
-    """Steps of each run until its first evaluation at the threshold or above, infinite if there is none, ``(n_runs,)``."""
-    reached = evaluations[evaluations.score >= threshold].groupby("seed").steps.min()
-    return np.asarray(reached.reindex(evaluations.seed.unique(), fill_value=np.inf), dtype=float)
-
-
 def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     """Write REPORT.md, CSV files and figures.
 
@@ -134,6 +57,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
     :param output: folder to write to
     """
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "sb3_pg"  # the same figure is the same file
     np.random.seed(0)  # rliable's bootstrap draws from the global generator
     evaluations = load_runs(folder)
     runs = summarise_runs(evaluations)
@@ -153,7 +77,7 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     runs.to_csv(output / "final.csv", index=False, float_format="%.2f")
-    _save(_draw_curves(evaluations, algos, envs, lowest, None), output / "curves_steps")
+    save_figure(draw_curves(evaluations, algos, envs, lowest, None), output / "curves_steps")
     sections = [
         _introduction(runs, evaluations, folder, throughput_file, output),
         "## Final return\n\n"
@@ -179,9 +103,9 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
         + ".\n\n"
         + _markdown(_table(algos, envs, lambda a, e: _to_threshold(evaluations, a, e, thresholds[e]))),
     ]
-    profiles = _draw_profiles(runs, algos, envs, lowest, best)
+    profiles = draw_profiles(runs, algos, envs, lowest, best)
     if profiles is not None:
-        _save(profiles, output / "profiles")
+        save_figure(profiles, output / "profiles")
         sections.append(
             "## Performance profiles\n\nShare of runs above a normalised final return (0: random policy, 1: best "
             "interquartile mean), over the environments where something was learnt and that all the algorithms shown have "
@@ -189,16 +113,17 @@ def write_report(folder: Path, throughput_file: Path, output: Path) -> None:
             "![Performance profiles](profiles.png)"
         )
     if rates is not None:
-        _save(_draw_curves(evaluations, algos, envs, lowest, rates), output / "curves_seconds")
+        save_figure(draw_curves(evaluations, algos, envs, lowest, rates), output / "curves_seconds")
         sections.append(
             "## Wall-clock time\n\nTraining steps a second of every algorithm with its hyperparameter file, measured in one "
             f"process, interleaved (`{throughput_file}`, medians), turn steps into seconds: the "
             "noise of the machines that made the runs does not enter. Seconds to the thresholds above:\n\n"
             + _markdown(_table(algos, envs, lambda a, e: _to_threshold(evaluations, a, e, thresholds[e], rates.get((a, e)))))
-            + "\n\nSteps a second:\n\n"
-            + _markdown(_table(algos, envs, lambda a, e: f"{rates[a, e]:,.0f}" if (a, e) in rates else "–"))
+            + "\n\nWhat a run costs, in seconds of one core (steps a second):\n\n"
+            + _markdown(_table(algos, envs, lambda a, e: _cost(evaluations, a, e, rates)))
             + "\n\n![Learning curves over seconds](curves_seconds.png)"
         )
+        sections.append(_at_equal_time(evaluations, algos, envs, lowest, rates))
     (output / "REPORT.md").write_text("\n\n".join(sections) + "\n")
     print(f"Report of {len(runs)} runs written to {output / 'REPORT.md'}")
 
@@ -302,84 +227,50 @@ def _to_threshold(evaluations: pd.DataFrame, algo: str, env: str, threshold: flo
     return f"{text} ({np.isfinite(steps).sum()}/{len(steps)})"
 
 
+def _cost(evaluations: pd.DataFrame, algo: str, env: str, rates: dict[tuple[str, str], float]) -> str:
+    if (algo, env) not in rates:
+        return "–"
+    budget = evaluations[evaluations.env == env].n_timesteps.iloc[0]
+    return f"{_number(budget / rates[algo, env])} ({rates[algo, env]:,.0f})"
+
+
+def _at_equal_time(
+    evaluations: pd.DataFrame, algos: list[str], envs: list[str], lowest: dict[str, float], rates: dict[tuple[str, str], float]
+) -> str:
+    """Section: the best of ours against each peer after shares of the peer's training time."""
+
+    def score(algo: str, env: str, seconds: float) -> float:
+        runs = evaluations[(evaluations.algo == algo) & (evaluations.env == env)]
+        return float(metrics.aggregate_iqm(scores_after(runs, seconds * rates[algo, env], lowest[env])[:, None]))
+
+    has = set(zip(evaluations.algo, evaluations.env, strict=True)) & rates.keys()
+    rows: dict[str, list[str]] = {}
+    n_ahead = n_level = 0
+    for env in envs:
+        budget = evaluations[evaluations.env == env].n_timesteps.iloc[0]
+        ours = [algo for algo in algos if algo in ALGORITHMS and (algo, env) in has]
+        for peer in (algo for algo in algos if algo in PEERS and (algo, env) in has and ours):
+            seconds = budget / rates[peer, env]
+            cells = rows[f"{env}, {LABELS[peer]}"] = [_number(seconds)]
+            for at in (share * seconds for share in SHARES):
+                highest, best = max((score(algo, env, at), algo) for algo in ours)
+                theirs = score(peer, env, at)
+                n_ahead, n_level = n_ahead + (highest > theirs), n_level + (highest == theirs)
+                cells.append(f"{_number(highest)} ({LABELS[best]}) : {_number(theirs)}")
+    if not rows:
+        return "## At equal training time\n\nNo algorithm of ours has a speed beside a peer's."
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["seconds of the peer", *(f"{x:.0%}" for x in SHARES)])
+    return (
+        "## At equal training time\n\nInterquartile mean over runs after shares of the time that the peer takes for its "
+        f"budget, the best of ours : the peer. A run's return is the mean of its last {N_FINAL} evaluations by then, and the "
+        "random policy's before the first; ours have not trained beyond the budget. Ours is higher in "
+        f"{n_ahead} and level in {n_level} of {len(SHARES) * len(rows)}.\n\n" + _markdown(table)
+    )
+
+
 def _load_rates(path: Path) -> dict[tuple[str, str], float] | None:
     """Median steps a second by algorithm and environment."""
     if not path.is_file():
         return None
     measured = pd.read_csv(path).groupby(["algorithm", "env"]).steps_per_second.median()
     return {(str(algo), str(env)): float(rate) for (algo, env), rate in measured.items()}
-
-
-def _draw_curves(
-    evaluations: pd.DataFrame,
-    algos: list[str],
-    envs: list[str],
-    lowest: dict[str, float],
-    rates: dict[tuple[str, str], float] | None,
-) -> Figure:
-    """Learning curves, an environment a panel, over steps or, with rates, over seconds."""
-    n_columns = min(len(envs), 3)
-    n_rows = -(-len(envs) // n_columns)
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=(4.6 * n_columns, 3.3 * n_rows), squeeze=False, layout="constrained")
-    rng = np.random.default_rng(0)
-    for ax, env in zip(axes.flat, envs, strict=False):
-        for algo in algos:
-            chosen = evaluations[(evaluations.algo == algo) & (evaluations.env == env)]
-            if chosen.empty or (rates is not None and (algo, env) not in rates):
-                continue
-            curves = [run.sort_values("steps") for _, run in chosen.groupby("seed")]
-            n = min(map(len, curves))
-            scores = np.stack([curve.score.to_numpy()[:n] for curve in curves])
-            x = curves[0].steps.to_numpy()[:n] / (1.0 if rates is None else rates[algo, env])
-            resampled = scores[rng.integers(len(scores), size=(1000, len(scores)))].mean(axis=1)
-            low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-            ours = algo in ALGORITHMS
-            ax.plot(x, scores.mean(axis=0), color=COLORS.get(algo), lw=2 if ours else 1.3, label=LABELS.get(algo, algo))
-            ax.fill_between(x, low, high, color=COLORS.get(algo), alpha=0.2 if ours else 0.12, lw=0)
-        ax.axhline(lowest[env], color="0.7", ls=":", lw=1)
-        ax.set_title(env, fontsize=10)
-        ax.set_xlabel("environment steps" if rates is None else "seconds of training", fontsize=9)
-        if rates is None:
-            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        else:
-            ax.set_xscale("log")
-        ax.set_ylabel("return", fontsize=9)
-        ax.tick_params(labelsize=8)
-    for ax in axes.flat[len(envs) :]:
-        ax.set_visible(False)
-    handles: dict[str, Any] = {}
-    for ax in axes.flat:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
-    return fig
-
-
-def _draw_profiles(
-    runs: pd.DataFrame, algos: list[str], envs: list[str], lowest: dict[str, float], best: dict[str, float]
-) -> Figure | None:
-    """Performance profiles over the environments that all algorithms have."""
-    has = set(zip(runs.algo, runs.env, strict=True))
-    common = [env for env in envs if best[env] > lowest[env] and all((algo, env) in has for algo in algos)]
-    if not common:
-        return None
-    low, scale = (np.array([values[env] for env in common]) for values in (lowest, best))
-    scores = {algo: (score_matrix(runs, algo, common) - low) / (scale - low) for algo in algos}
-    taus = np.linspace(0.0, 1.2, 61)
-    profiles, bands = rly.create_performance_profile(scores, taus, reps=_REPS)
-    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-    for algo in algos:
-        ax.plot(
-            taus, profiles[algo], color=COLORS.get(algo), lw=2 if algo in ALGORITHMS else 1.3, label=LABELS.get(algo, algo)
-        )
-        ax.fill_between(taus, *bands[algo], color=COLORS.get(algo), alpha=0.15, lw=0)
-    ax.set_xlabel("normalised final return τ")
-    ax.set_ylabel("share of runs above τ")
-    ax.set_title(", ".join(common), fontsize=8)
-    ax.legend(fontsize=8, frameon=False)
-    return fig
-
-
-def _save(fig: Figure, path: Path) -> None:
-    fig.savefig(path.with_suffix(".png"), dpi=130)
-    fig.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(fig)

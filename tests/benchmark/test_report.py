@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sb3_pg.benchmark.report import improvement, interval, load_runs, steps_to_threshold, summarise_runs
+from sb3_pg.benchmark.scores import improvement, interval, load_runs, scores_after, steps_to_threshold, summarise_runs
 from sb3_pg.cli.benchmark import main
 
 
@@ -44,6 +44,8 @@ def test_runs_by_hand(tmp_path: Path) -> None:
     runs = summarise_runs(evaluations).set_index("seed")
     assert runs.final[1] == 40.0 and runs.area[1] == 30.0 and runs.final[2] == runs.area[2] == 10.0
     np.testing.assert_array_equal(steps_to_threshold(evaluations, 30.0), [300.0, np.inf])
+    np.testing.assert_array_equal(scores_after(evaluations, 450.0, 0.0), [30.0, 10.0])  # of 20, 30 and 40
+    np.testing.assert_array_equal(scores_after(evaluations, 99.0, -1.0), [-1.0, -1.0])
 
 
 def test_report_of_partial_results(tmp_path: Path) -> None:
@@ -68,6 +70,23 @@ def test_report_of_partial_results(tmp_path: Path) -> None:
     for name in ("curves_steps", "curves_seconds", "profiles"):
         assert (output / f"{name}.png").stat().st_size > 10_000 and (output / f"{name}.svg").is_file()
     assert len(pd.read_csv(output / "final.csv")) == 7
+
+
+def test_equal_training_time_by_hand(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for seed in (1, 2, 3):
+        make_run(folder, "vpg", "CartPole-v1", seed, [40.0, 50.0, 60.0, 70.0])
+        make_run(folder, "npg", "CartPole-v1", seed, [200.0, 200.0, 200.0, 200.0])
+        make_run(folder, "a2c", "CartPole-v1", seed, [90.0, 60.0, 60.0, 60.0])
+    throughput = tmp_path / "throughput.csv"
+    rates = "".join(f"CartPole-v1,{algo},0,{rate}\n" for algo, rate in dict(vpg=40, npg=15, a2c=20).items())
+    throughput.write_text("env,algorithm,repetition,steps_per_second\n" + rates)
+    main(["report", "--folder", str(folder), "--output", str(tmp_path), "--throughput", str(throughput)])
+    text = (tmp_path / "REPORT.md").read_text()
+    # A2C takes 20 seconds for its 400 steps. After 5 of them VanillaPG has made 200 and NaturalPG 75, after 10 NaturalPG 150
+    row = "|CartPole-v1, A2C|20.0|45.0 (VanillaPG) : 90.0|200.0 (NaturalPG) : 75.0|200.0 (NaturalPG) : 60.0|"
+    assert row in text and "Ours is higher in 2 and level in 0 of 3" in text
+    assert "|CartPole-v1|10.0 (40)|26.7 (15)|20.0 (20)|" in text
 
 
 def test_the_mean_improvement_counts_every_run(tmp_path: Path) -> None:
