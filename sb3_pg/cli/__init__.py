@@ -6,6 +6,7 @@ import sys
 import sb3_pg
 from sb3_pg import distributed
 from sb3_pg.cli.errors import explain
+from sb3_pg.cli.help import suggesting_options
 
 _COMMANDS = {
     "train": "train an agent, continue (-i) or search for hyperparameters (-optimize)",
@@ -43,19 +44,24 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if distributed.size() > 1 and command != "train":
             raise ValueError("it runs in one process: torchrun is for sb3-pg train, and for scripts of your own.")
-        if command == "benchmark":
-            from sb3_pg.cli.benchmark import main as benchmark
-
-            benchmark(arguments)
-        elif command == "estimators":
-            from sb3_pg.cli.estimators import main as estimators
-
-            estimators(arguments)
-        else:
-            from sb3_pg.cli.zoo import run
-
-            run(command, arguments)
+        with suggesting_options():
+            _run(command, arguments)
     except Exception as error:
         if own.traceback:
             raise
         sys.exit(f"sb3-pg {command}: error: {explain(error, command)}")
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command == "benchmark":
+        from sb3_pg.cli.benchmark import main as benchmark
+
+        benchmark(arguments)
+    elif command == "estimators":
+        from sb3_pg.cli.estimators import main as estimators
+
+        estimators(arguments)
+    else:
+        from sb3_pg.cli.zoo import run
+
+        run(command, arguments)

@@ -1,7 +1,14 @@
 """What rl-zoo3's help texts do not say: our options, an example of each command, and what to type next."""
 
 import argparse
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from sb3_pg.replacing import replacing
 
 _EXAMPLES = {
     "train": (
@@ -45,6 +52,23 @@ def epilog(command: str, trusting: bool = False) -> str:
     lines = ["options of sb3-pg:", *(f"  {line}" for line in options), ""] if options else []
     lines += ["examples:", *(f"  {line}" for line in _EXAMPLES[command])]
     return "\n".join([*lines, "", f"guide: docs/guides/{_GUIDES.get(command, 'rl_zoo3')}.md"])
+
+
+@contextmanager
+def suggesting_options() -> Iterator[None]:
+    """Say, of an option that a command does not have, which one may have been meant."""
+    fail = argparse.ArgumentParser.error
+
+    def fail_with_suggestion(self: Any, message: str) -> None:
+        unknown = re.match(r"unrecognized arguments: (-[\w-]+)", message)
+        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers = [self, *(parser for choices in commands for parser in choices.values())]
+        known = [option for parser in parsers for option in parser._option_string_actions]
+        close = difflib.get_close_matches(unknown[1], known, n=1) if unknown else []
+        fail(self, f"{message} (did you mean {close[0]}?)" if close else message)
+
+    with replacing((argparse.ArgumentParser, "error", fail_with_suggestion)):
+        yield
 
 
 def next_steps(algo: str, env_id: str, run: Path) -> str:

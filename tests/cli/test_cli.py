@@ -174,6 +174,8 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("plot_from_file -i nothere.pkl", 1, "There is no file nothere.pkl"),
         ("train --algo vpg --env CartPol-v1", 1, "maybe meant CartPole-v1"),
         ("train --algo vpg -params n_step:1", 1, "VanillaPG does not take 'n_step': did you mean 'n_steps'?"),
+        ("train --algo vpg --eval-frequency 100", 2, "--eval-frequency 100 (did you mean --eval-freq?)"),
+        ("benchmark run --envs CartPole-v1 --sedes 1", 2, "--sedes 1 (did you mean --seeds?)"),
         ("train --algo vpg -params weights:return", 1, "with text in quotes"),
         ("train --algo vpg -params gamma:2.0", 1, "gamma must be a finite number in [0, 1], not 2.0"),
         ("train --algo vpg --vec-env enpool", 1, "--vec-env must be one of dummy, subproc, gymnasium, envpool, not 'enpool'"),
