@@ -206,9 +206,16 @@ def aligned(parts: Iterable[Item]) -> Iterator[Item | None]:
 def copy_from_first(tensors: Iterable[th.Tensor]) -> None:
     """Overwrite tensors with those of rank 0."""
     group = _group()
-    if group is not None:
-        for x in tensors:
-            _call(partial(group.broadcast, x.detach(), 0, _for(x)), x)
+    if group is None:
+        return
+    alike: dict[tuple[th.dtype, th.device], list[th.Tensor]] = {}
+    for x in tensors:
+        alike.setdefault((x.dtype, x.device), []).append(x.detach())
+    for together in alike.values():
+        flat = th.cat([x.flatten() for x in together])
+        _call(partial(group.broadcast, flat, 0, _for(flat)), flat)
+        for x, part in zip(together, th.split(flat, [x.numel() for x in together]), strict=True):
+            x.copy_(part.view_as(x))
 
 
 def of_first(item: Item) -> Item:

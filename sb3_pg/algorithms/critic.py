@@ -36,9 +36,11 @@ def fit_critic(model: "PolicyGradient", batch: Batch) -> dict[str, float]:
         policy.features_extractor.eval()  # batch statistics are the actor's as well
     parameters = kind.critic_parameters()
     losses = []
-    n_steps = batch.targets.n
+    n_steps, n_ranks = batch.targets.n, distributed.size()
+    # Where the user names none: no more minibatches, at each of which the ranks wait, than one process makes of its part
+    size = model.batch_size or n_ranks * kind.batch_size(n_steps // n_ranks)
     # This rank's part of a minibatch, so that all have about as many of them
-    share = -(-(model.batch_size or kind.batch_size(n_steps)) * len(batch.steps) // n_steps)
+    share = -(-size * len(batch.steps) // n_steps)
     scale = _follow_scale(model, batch) if model.normalize_targets else 1.0
     head = kind.value_head() if model.normalize_targets else None
     unit = scale if head is None else 1.0  # of what the networks return

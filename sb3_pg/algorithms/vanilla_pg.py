@@ -30,8 +30,8 @@ class VanillaPG(PolicyGradient):
     :param n_steps: Steps an environment plays per update. With ``weights="gae"`` the rollout is cut there and bootstrapped;
         otherwise every episode that begins within these steps is played to its end and used
     :param n_episodes: Whole episodes an environment plays per update, with any weights; overrides ``n_steps``
-    :param batch_size: Minibatch of the critic, in samples; None for an eighth of the rollout, but from 64 to 1,024 (with
-        memory a quarter, from 512 to 2,048). The policy takes one step on the whole rollout
+    :param batch_size: Minibatch of the critic, in samples of all processes; None for an eighth of the rollout, but from 64 to
+        1,024 a process (with memory a quarter, from 512 to 2,048). The policy takes one step on the whole rollout
     :param gamma: Discount factor γ in [0, 1]
     :param weights: ``"return"``, ``"reward_to_go"`` or ``"gae"``
     :param gae_lambda: λ of GAE in [0, 1]
