@@ -1,9 +1,9 @@
-"""Does a critic that fits better make a policy gradient of one step a rollout a peer of PPO? Returns against `n_critic_updates`.
+"""Does a critic that fits better make a policy gradient of one step a rollout a peer of PPO?
 
-The settings of Wang, Zhang & Gao 2025 (arXiv 2505.19247), whose claim this is: 64 environments × 32 steps, γ 0.99, GAE(0.95), Adam
-at 7e-4, the critic's steps on the whole rollout, observations normalised and rewards not. Mean return of 20 deterministic
-episodes after a million steps (theirs had five to ten), one row a run in benchmarks/critic_updates.csv. Finished runs are kept:
-start it again to go on. The environments are EnvPool's.
+Returns against `n_critic_updates`, in the settings of Wang, Zhang & Gao 2025 (arXiv 2505.19247), whose claim this is: 64
+environments × 32 steps, γ 0.99, GAE(0.95), Adam at 7e-4, the critic's steps on the whole rollout, observations normalised and
+rewards not. Mean return of 20 deterministic episodes after a million steps (theirs had five to ten), one row a run in
+benchmarks/critic_updates.csv. Finished runs are kept: start it again to go on. The environments are EnvPool's.
 
 python benchmarks/critic_updates.py --jobs 2    train what is missing, a seed of all settings before the next
 python benchmarks/critic_updates.py --table     print the table
