@@ -237,10 +237,10 @@ def require_equal(tensors: Mapping[str, th.Tensor]) -> None:
     if _group() is None:
         return
     checksums = np.array([_checksum(x) for x in tensors.values()], dtype=np.int64)
-    of_all = int.from_bytes(blake2b(checksums.tobytes(), digest_size=7).digest(), "big")
-    largest, smallest = _reduce(np.array([of_all, -of_all]), "MAX")
-    if largest == -smallest:
-        return
+    digest = int.from_bytes(blake2b(checksums.tobytes(), digest_size=7).digest(), "big")
+    largest, of_negative = _reduce(np.array([digest, -digest]), "MAX")
+    if largest == -of_negative:
+        return  # as usual, and in one sum
     if most(len(checksums)) != -most(-len(checksums)):
         raise RuntimeError("The ranks have drifted apart: they do not hold the same number of parameters.")
     largest = _reduce(np.stack([checksums, -checksums]), "MAX")

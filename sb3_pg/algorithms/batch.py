@@ -42,7 +42,7 @@ def make_batch(model: "PolicyGradient") -> Batch:
     else:
         samples, timesteps, context = next(buffer.get()), th.zeros(0), {}
     weights = samples.advantages.cpu().double()  # in float32 standardising a constant would give ±1
-    returns, values = samples.returns.double(), samples.old_values.double()
+    returns, values = samples.returns.cpu().double(), samples.old_values.cpu().double()
     of_weights, targets, errors = distributed.spreads(weights, returns, returns - values)
     if model.normalize_advantage:
         weights = standardise(weights, of_weights, model._is_centred(timesteps))
