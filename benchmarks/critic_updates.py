@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import time
 from pathlib import Path
-from typing import Any
 
 import torch as th
 from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ from rows import Rows
 from scipy.stats import trim_mean
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from sb3_pg import VanillaPG
 from sb3_pg.vec_env import GymnasiumVecEnv
@@ -43,17 +42,17 @@ def train(run: Run) -> tuple[Run, float, float]:
 
     th.set_num_threads(1)
     env_id, passes, seed = run
-    env = GymnasiumVecEnv(envpool.make(env_id, env_type="gymnasium", num_envs=64, num_threads=1, seed=seed))
+    pool = envpool.make(env_id, env_type="gymnasium", num_envs=64, num_threads=1, seed=seed)
+    env = VecNormalize(GymnasiumVecEnv(pool), norm_reward=False)
     model = VanillaPG(
-        "MlpPolicy", VecNormalize(env, norm_reward=False), learning_rate=7e-4, n_steps=32, batch_size=64 * 32, gae_lambda=0.95,
+        "MlpPolicy", env, learning_rate=7e-4, n_steps=32, batch_size=64 * 32, gae_lambda=0.95,
         max_grad_norm=1.0, n_critic_updates=passes, normalize_targets=False, seed=seed, device="cpu",
     )  # fmt: skip
     start = time.perf_counter()
     model.learn(STEPS)
     seconds = time.perf_counter() - start
     evaluation = VecNormalize(make_vec_env(env_id, 5, seed=1000 + seed), training=False, norm_reward=False)
-    trained: Any = model.get_vec_normalize_env()
-    evaluation.obs_rms = trained.obs_rms
+    sync_envs_normalization(env, evaluation)
     return run, float(evaluate_policy(model, evaluation, n_eval_episodes=20)[0]), seconds
 
 

@@ -23,6 +23,7 @@ from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG, distributed
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
 from sb3_pg.algorithms.ranks import named_tensors
 from sb3_pg.policies.steps import map_obs
+from sb3_pg.replacing import replacing
 
 #: Environments of a rollout that is cut by environment, unequally
 N_ENVS = 5
@@ -227,20 +228,15 @@ def stream_of_a_seed(folder: Path) -> None:
     assert th.equal(*runs)
 
 
-class Count(BaseCallback):
-    """Sums over the ranks up to the beginning of each rollout."""
+class AtStart(BaseCallback):
+    """What has been counted at the beginning of each rollout."""
 
-    def _init_callback(self) -> None:
-        self.n_sums, self.at_start, call = 0, [], distributed._call
-
-        def counted(*arguments: Any) -> None:
-            self.n_sums += 1
-            call(*arguments)
-
-        distributed._call = counted
+    def __init__(self, counted: list[Any]):
+        super().__init__()
+        self.counted, self.at_start = counted, []
 
     def _on_rollout_start(self) -> None:
-        self.at_start.append(self.n_sums)
+        self.at_start.append(len(self.counted))
 
     def _on_step(self) -> bool:
         return True
@@ -248,11 +244,19 @@ class Count(BaseCallback):
 
 def few_sums(folder: Path) -> None:
     """A rollout takes one a minibatch of the critic and nine more: each is a wait for the slowest rank."""
-    count = Count()
-    model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, batch_size=64)
-    model.learn(6 * 128 * distributed.size(), count)
-    n_minibatches = 128 * distributed.size() // 64
-    assert np.diff(count.at_start).tolist() == 5 * [9 + n_minibatches]
+    size, call, sums = distributed.size(), distributed._call, []
+
+    def counted(*arguments: Any) -> None:
+        sums.append(arguments)
+        call(*arguments)
+
+    # With no number for all ranks, as many minibatches as one rank would make of its part
+    for batch_size, n_minibatches in ((64, 2 * size), (None, 2)):
+        model = VanillaPG("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=64, batch_size=batch_size)
+        callback = AtStart(sums)
+        with replacing((distributed, "_call", counted)):
+            model.learn(6 * 128 * size, callback)
+        assert np.diff(callback.at_start).tolist() == 5 * [9 + n_minibatches]
 
 
 class Fault(BaseCallback):

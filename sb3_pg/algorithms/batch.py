@@ -41,8 +41,8 @@ def make_batch(model: "PolicyGradient") -> Batch:
         samples, timesteps, context = buffer.samples()
     else:
         samples, timesteps, context = next(buffer.get()), th.zeros(0), {}
-    weights = samples.advantages.cpu().double()  # in float32 standardising a constant would give ±1
-    returns, values = samples.returns.cpu().double(), samples.old_values.cpu().double()
+    # In float32 standardising a constant would give ±1
+    weights, returns, values = (x.cpu().double() for x in (samples.advantages, samples.returns, samples.old_values))
     of_weights, targets, errors = distributed.spreads(weights, returns, returns - values)
     if model.normalize_advantage:
         weights = standardise(weights, of_weights, model._is_centred(timesteps))
