@@ -1,10 +1,12 @@
 """Train all algorithms at their class defaults, and nothing else, and write one row a run to benchmarks/defaults.csv.
 
 One environment without wrappers, as a newcomer types it; mean return of 20 deterministic episodes after training. Finished
-runs are kept: start it again to go on where it stopped. `python benchmarks/defaults.py`, then `--table`.
+runs are kept: start it again to go on where it stopped, a seed of all before the next. `python benchmarks/defaults.py`, then
+`--table`.
 """
 
 import argparse
+import multiprocessing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,20 +37,25 @@ RUNS: list[tuple[Iterable[str], str, int, range]] = [
 ]  # fmt: skip
 
 
-def train(algorithm: str, env_id: str, steps: int, seed: int) -> float:
+Run = tuple[str, str, int, int]
+
+
+def train(run: Run) -> tuple[Run, float]:
     """Mean return of 20 deterministic episodes after training on one environment."""
+    th.set_num_threads(1)
+    algorithm, env_id, steps, seed = run
     model = ALGORITHMS[algorithm]("MlpPolicy", env_id, seed=seed, device="cpu").learn(steps)
-    return float(evaluate_policy(model, make_vec_env(env_id, 1, seed=1000 + seed), n_eval_episodes=20)[0])
+    return run, float(evaluate_policy(model, make_vec_env(env_id, 1, seed=1000 + seed), n_eval_episodes=20)[0])
 
 
 def main() -> None:
     """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", action="store_true", help="print the table of the finished runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--envs", nargs="+", help="environments to run; all if not given")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="algorithms to run; all if not given")
+    parser.add_argument("--table", action="store_true", help="print the table of the finished runs")
     arguments = parser.parse_args()
-    th.set_num_threads(1)
     done = {(r["algorithm"], r["env"], int(r["steps"]), int(r["seed"])): float(r["return"]) for r in ROWS.read()}
     if arguments.table:
         for algorithms, env_id, steps, seeds in RUNS:
@@ -58,11 +65,13 @@ def main() -> None:
                     print(f"| {env_id} | {steps // 1000}k | {algorithm} | {len(returns)} | {trim_mean(returns, 0.25):.0f} | "
                           f"{min(returns):.0f} | {max(returns):.0f} |")  # fmt: skip
         return
-    for algorithms, env_id, steps, seeds in [run for run in RUNS if run[1] in (arguments.envs or [run[1]])]:
-        for algorithm in [name for name in algorithms if name in (arguments.algorithms or [name])]:
-            for seed in seeds:
-                if (algorithm, env_id, steps, seed) not in done:
-                    ROWS.add(algorithm, env_id, steps, seed, train(algorithm, env_id, steps, seed))
+    chosen = arguments.algorithms or ALGORITHMS
+    runs = [(name, env_id, steps, seed) for names, env_id, steps, seeds in RUNS for seed in seeds for name in names
+            if name in chosen and env_id in (arguments.envs or [env_id])]  # fmt: skip
+    missing = sorted(set(runs) - set(done), key=lambda run: (run[3], runs.index(run)))
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        for run, result in pool.imap_unordered(train, missing):
+            ROWS.add(*run, result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sb3_pg import distributed
 from sb3_pg.algorithms.arguments import check_count, check_integer, check_number, check_rate
 from sb3_pg.algorithms.batch import Batch
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
-from sb3_pg.finite import require_finite
+from sb3_pg.finite import require_finite, require_rate
 
 # A gradient (of standardised or raw weights) no longer than this is rounding error and has no direction
 _NO_GRADIENT = 1e-8
@@ -125,8 +125,7 @@ class NaturalPG(PolicyGradient):
         grad_norm = gradient.norm().item()
         require_finite("the policy's gradient", grad_norm)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        if not 0.0 <= target_kl < inf:
-            raise ValueError(f"target_kl must not be negative or infinite, but its schedule returned {target_kl}.")
+        require_rate("target_kl", target_kl)
         metrics = {"grad_norm": grad_norm, "target_kl": target_kl}
         if grad_norm <= _NO_GRADIENT:
             return metrics

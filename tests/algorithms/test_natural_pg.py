@@ -169,7 +169,7 @@ def test_a_policy_with_a_score_of_its_own_is_refused() -> None:
 
 def test_a_wrong_schedule_is_named() -> None:
     model = NaturalPG("MlpPolicy", IdentityEnvBox(ep_length=8), n_steps=16, target_kl=lambda progress: progress - 0.5)
-    with pytest.raises(ValueError, match="target_kl must not be negative or infinite, but its schedule returned"):
+    with pytest.raises(ValueError, match="The schedule of target_kl returned"):
         model.learn(16)
     with pytest.raises(ValueError, match="target_kl must be a number, or a function of the progress remaining"):
         NaturalPG("MlpPolicy", IdentityEnvBox(ep_length=8), target_kl=lambda progress: progress - 2.0)
