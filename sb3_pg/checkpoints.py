@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import distributed
 from sb3_pg.algorithms.model import Model
+from sb3_pg.loading import NotTrustedError
 from sb3_pg.rollouts.callbacks import walk
 from sb3_pg.saving import NORMALIZER, TRAINING, add_member, is_plain, read_member, set_statistics, write_model
 
@@ -27,6 +28,13 @@ SelfModel = TypeVar("SelfModel", bound=Model)
 
 # Of SB3's callbacks: what ``learn`` sets anew
 _NOT_SAVED = ("locals", "globals", "verbose", "num_timesteps")
+# What a training goes on with, and how many parts some of it has
+_PARTS: dict[str, tuple[type, int | None]] = {
+    **dict.fromkeys(("seed", "number", "total_timesteps"), (int, None)),
+    **{"learn": (list, 4), "save": (list, 3), "logger": (list, 3)},
+    **dict.fromkeys(("abandoned", "callbacks"), (list, None)),
+    **dict.fromkeys(("log_files", "files"), (dict, None)),
+}
 # Files of a run that grow line by line
 _GROWING = ("*.monitor.csv", "monitor.csv", "*.tfevents.*")
 
@@ -48,7 +56,8 @@ class CheckpointCallback(BaseCallback):
     :param save_freq: environment steps between two checkpoints, of all environments together
     :param folder: where to write them
     :param name_prefix: what their names begin with
-    :raises ValueError: if ``save_freq`` is not positive; when training starts, if the environments do not follow a seed
+    :raises ValueError: if ``save_freq`` is not positive, or ``name_prefix`` is a path; when training starts, if the
+        environments do not follow a seed
     """
 
     #: Seeds and resets are every rank's
@@ -58,6 +67,8 @@ class CheckpointCallback(BaseCallback):
         super().__init__()
         if not isinstance(save_freq, int | np.integer) or save_freq < 1:
             raise ValueError(f"save_freq must be a positive number of steps, not {save_freq!r}.")
+        if not isinstance(name_prefix, str) or re.search(r"[/\\\0]", name_prefix):
+            raise ValueError(f"name_prefix is what the names of the files begin with, no path: {name_prefix!r}.")
         self.save_freq, self.folder, self.name_prefix = int(save_freq), Path(folder), name_prefix
         self._resumed: dict[str, Any] | None = None
         self._number = -1  # of the last checkpoint; the start of the training is the first
@@ -139,7 +150,7 @@ class CheckpointCallback(BaseCallback):
 
     def _restore(self, model: Model, state: dict[str, Any]) -> None:
         self._seed, self._number = state["seed"], state["number"]
-        self.save_freq, self._next, self.name_prefix = state["save"]
+        self._next = state["save"][1]
         _, _, model._n_rollouts, model._next_log = state["learn"]
         logger = model.logger
         values, counts, excluded = state["logger"]
@@ -201,6 +212,8 @@ def resume(
     checkpoints = CheckpointCallback(state["save"][0], file.parent, state["save"][2])
     checkpoints._resumed = state
     log_interval, tb_log_name, *_ = state["learn"]
+    if not trusted and Path(str(tb_log_name)).name != tb_log_name:
+        raise NotTrustedError(f"{file} logs to {str(tb_log_name)[:100]!r}, a path")
     if distributed.rank() == 0:
         _cut_logs_back(model, file.parent, state)
         if log_folder is not None:
@@ -267,12 +280,17 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     for file in files:
         try:
             state = read_member(file, TRAINING)
-            if state is not None:
+            if state is not None and _is_complete(state):
                 return file, {**state, "normalizer": read_member(file, NORMALIZER)}
         except ValueError:
             continue  # not whole
     cause = "train with a CheckpointCallback, or sb3-pg train --save-freq" if path.exists() else "there is no such folder"
     raise ValueError(f"{path} has no checkpoint to go on from: {cause}.")
+
+
+def _is_complete(state: dict[str, Any]) -> bool:
+    has_parts = all(isinstance(state.get(name), kind) for name, (kind, _) in _PARTS.items())
+    return has_parts and all(n is None or len(state[name]) == n for name, (_, n) in _PARTS.items())
 
 
 def steps_of(file: Path) -> int:

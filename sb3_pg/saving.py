@@ -13,7 +13,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_pg.loading import read_weights
+from sb3_pg import loading
 
 #: Members of the archive of a model: statistics of ``VecNormalize``, and what a training goes on with
 NORMALIZER, TRAINING = "vec_normalize.pt", "training.pt"
@@ -86,12 +86,10 @@ def read_member(path: str | Path | io.BufferedIOBase, name: str) -> dict[str, An
         path.seek(0)  # type: ignore[union-attr]
     with open_path(path, "r", suffix="zip") if is_path else nullcontext(path) as file:  # type: ignore[arg-type]
         try:
-            with zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
-                if name not in archive.namelist():
-                    return None
-                if archive.getinfo(name).file_size > _MAX_MEMBER:
-                    raise ValueError("it is larger than 64 MiB")
-                state = read_weights(name, archive.read(name))
+            member = loading.read_member(file, name, _MAX_MEMBER)  # type: ignore[arg-type]
+            if member is None:
+                return None
+            state = loading.read_weights(name, member)
         except Exception as error:
             raise ValueError(f"{name} of {path} cannot be read: {error}") from error
     if not isinstance(state, dict):

@@ -1,6 +1,7 @@
 """A training that is stopped and resumed ends as the one that was not."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pg import NaturalPG, ReinforceBaseline, VanillaPG
 from sb3_pg.algorithms.policy_gradient import PolicyGradient
-from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume
-from sb3_pg.saving import write_atomically
+from sb3_pg.checkpoints import CheckpointCallback, find_checkpoint, resume, steps_of
+from sb3_pg.loading import NotTrustedError
+from sb3_pg.saving import TRAINING, add_member, read_member, write_atomically
 
 STEPS, FREQ = 800, 150
 
@@ -218,6 +221,37 @@ def test_the_newest_that_is_whole_is_taken(tmp_path: Path) -> None:
             find_checkpoint(path)
     with pytest.raises(ValueError, match=r"written with \d callbacks, and there are 0"):
         resume(VanillaPG, tmp_path, make_vec_env("CartPole-v1", 2))
+
+
+def with_state(file: Path, **changes: Any) -> None:
+    """Write a checkpoint anew with another state of the training."""
+    state = read_member(file, TRAINING)
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != TRAINING}
+    contents = io.BytesIO()
+    with zipfile.ZipFile(contents, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    add_member(contents, TRAINING, {**(state or {}), **changes})
+    file.write_bytes(contents.getvalue())
+
+
+def test_a_checkpoint_does_not_say_where_to_write(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 2)
+    run = tmp_path / "run"
+    VanillaPG("MlpPolicy", env, n_steps=32, seed=1).learn(200, callback=CheckpointCallback(64, run))
+    file = min(run.glob("*.zip"), key=steps_of)
+    with_state(file, save=[64, 0, f"{tmp_path}/evil"])
+    with pytest.raises(ValueError, match="name_prefix is what the names of the files begin with, no path"):
+        resume(VanillaPG, file, env, trusted=False)
+    with_state(file, save=[64, 0, "rl_model"], learn=[1, "../evil", 0, 0])
+    with pytest.raises(NotTrustedError, match=r"logs to '../evil', a path"):
+        resume(VanillaPG, file, env, trusted=False, tensorboard_log=str(tmp_path / "tensorboard"))
+    for damage in ({"save": [64]}, {"files": None}, {"learn": []}):
+        with_state(file, **damage)
+        with pytest.raises(ValueError, match="has no checkpoint to go on from"):
+            resume(VanillaPG, file, env)
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_checkpoints_are_models_with_their_normaliser(tmp_path: Path) -> None:

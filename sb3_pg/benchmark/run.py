@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import importlib
 import json
 import os
 import re
@@ -92,6 +93,7 @@ def plan(algos: Iterable[str], envs: Iterable[tuple[str, int | None]], seeds: It
     algos, envs = list(algos), list(envs)
     for algo in algos:
         _find_file(algo)
+    importlib.import_module("rl_zoo3.import_envs")  # registers those that rl-zoo3 trains in, as without velocities
     for env_id, _ in envs:
         if env_id not in gym.registry:
             close = difflib.get_close_matches(env_id, gym.registry, n=1)

@@ -99,12 +99,12 @@ def scores_after(evaluations: pd.DataFrame, steps: float, before: float) -> np.n
     """Score of each run after so many steps, the mean of the last evaluations by then, ``(n_runs,)``.
 
     :param evaluations: rows of :func:`load_runs`, of one algorithm and environment
-    :param steps: environment steps
+    :param steps: environment steps; what rounding takes of them does not matter
     :param before: score of a run that has not been evaluated by then
     """
 
     def score(run: pd.DataFrame) -> float:
-        by_then = run[run.steps <= steps].sort_values("steps").score
+        by_then = run[run.steps <= steps * (1 + 1e-9)].sort_values("steps").score
         return float(by_then.iloc[-N_FINAL:].mean()) if len(by_then) else before
 
     return np.array([score(run) for _, run in evaluations.groupby("seed")])

@@ -31,6 +31,10 @@ def explain(error: Exception, command: str) -> str:
         return f"rl-zoo3 is missing: {_INSTALL.format('zoo')}"
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return f"{error.name} is missing: {_INSTALL.format(_EXTRAS[error.name])}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "optunahub":
+        return "--sampler auto fetches its sampler with optunahub: pip install optunahub, or --sampler tpe"
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file {error.filename}"
     if "Record does not exist" in message:
         return "the storage has no such study: check --study-name and --storage"
     of_training = _explain_training(error, message) if command == "train" else None
@@ -49,7 +53,7 @@ def explain(error: Exception, command: str) -> str:
         )
     if command == "plot_from_file" and "empty sequence" in message:
         return "an algorithm has fewer than two complete runs in every environment (see -min of all_plots)"
-    if isinstance(error, ValueError | TypeError | AssertionError) and message:
+    if (isinstance(error, ValueError | TypeError | AssertionError) and message) or "`pip install" in message:
         return message
     return f"{type(error).__name__}: {message}"
 

@@ -80,7 +80,7 @@ def next_steps(algo: str, env_id: str, run: Path) -> str:
     """
     number, logs = run.name.rpartition("_")[2], run.parent.parent
     where = f"--algo {algo} --env {env_id} -f {logs}"
-    return (
-        f"Next:  sb3-pg enjoy {where} --exp-id {number}          watch it (--no-render: only the returns)\n"
-        f"       sb3-pg plot_train -a {algo} -e {env_id} -f {logs}    its training curve"
-    )
+    lines = [f"sb3-pg plot_train -a {algo} -e {env_id} -f {logs}    its training curve"]
+    if number.isdigit():  # rl-zoo3 does not find the runs of -uuid
+        lines.insert(0, f"sb3-pg enjoy {where} --exp-id {number}          watch it (--no-render: only the returns)")
+    return "Next:  " + "\n       ".join(lines)

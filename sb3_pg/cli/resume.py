@@ -24,7 +24,7 @@ _OPTIONS = (
     "tensorboard_log", "device", "num_threads", "verbose",
 )  # fmt: skip
 # Options that leave the end what it is
-_FREE = ("--device", "--num-threads", "--verbose", "--progress", "-P", "--gym-packages")
+_FREE = ("--device", "--num-threads", "--verbose", "--progress", "-P", "--gym-packages", "--tensorboard-log", "-tb")
 # Settings that rl-zoo3 evaluates as Python
 _EVALUATED = ("policy_kwargs", "rollout_buffer_class", "rollout_buffer_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 
@@ -58,6 +58,9 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
                 f"--resume goes on with the run's own options, to the number of steps that it was started with; {option} is "
                 f"not taken ({', '.join(_FREE)} are). To train a model further: sb3-pg train -i MODEL.zip."
             )
+    if run.is_file():
+        raise ValueError(f"--resume takes the folder of a run, {run.parent}, and goes on from its newest checkpoint.")
+    run = run if run.name not in ("", "..") else run.resolve()
     checkpoint, _ = find_checkpoint(run)
     settings = next((path.parent for path in run.glob("*/args.yml")), run)
     args = read_args(settings, trusted)
@@ -67,12 +70,11 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
         has_ended = (run / f"{settings.name}.zip").is_file()
         print(f"Going on from {checkpoint}" + (": the run has ended already, and ends the same again." if has_ended else ""))
     entry = _read_entry(run, settings, trusted)
+    if not trusted:
+        _leave_tensorboard(args, arguments)
     of_run = [text for name in _OPTIONS if args.get(name) not in (None, "")
               for text in (f"--{name.replace('_', '-')}", str(args[name]))]  # fmt: skip
-    for name in ("env_kwargs", "eval_env_kwargs"):
-        if args.get(name):
-            of_run += [f"--{name.replace('_', '-')}", *(f"{key}:{value!r}" for key, value in args[name].items())]
-    if args.get("gym_packages"):
+    if args.get("gym_packages") and not _has(arguments, "--gym-packages"):
         if not trusted:
             check_packages(args["gym_packages"], run)
         of_run += ["--gym-packages", *args["gym_packages"]]
@@ -83,6 +85,10 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     def initialise(self: Any, *positional: Any, **kwargs: Any) -> None:
         init(self, *positional, **kwargs)
         self.save_path, self.params_path = str(run), str(settings)
+        # Not as options, whose text rl-zoo3 evaluates. It takes the training's where there are none for the evaluation
+        self.env_kwargs = args.get("env_kwargs") or {}
+        self._eval_env_kwargs_args = args.get("eval_env_kwargs")
+        self.eval_env_kwargs = self._eval_env_kwargs_args or self.env_kwargs
 
     @wraps(create_envs)
     def create(self: Any, *positional: Any, **kwargs: Any) -> Any:
@@ -93,7 +99,10 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
     def learn(self: Any, model: Any) -> None:
         others = [callback for callback in self.callbacks if not isinstance(callback, CheckpointCallback)]
         try:
-            self.resumed = resume(type(model), run, model.get_env(), others, trusted=trusted, device=self.device)
+            self.resumed = resume(
+                type(model), run, model.get_env(), others,
+                trusted=trusted, device=self.device, tensorboard_log=model.tensorboard_log,
+            )  # fmt: skip
         finally:
             model.get_env().close()
 
@@ -117,6 +126,17 @@ def resuming(run: Path | None, arguments: list[str], trusted: bool) -> Iterator[
         config.write_text(yaml.safe_dump({args["env"]: entry}), encoding="utf-8")
         with replacing(*((manager, name, value) for name, value in replaced.items())):
             yield [*of_run, "-f", str(run.parent.parent), "--conf-file", str(config), *arguments]
+
+
+def _has(arguments: list[str], *names: str) -> bool:
+    return any(argument.split("=")[0] in names for argument in arguments)
+
+
+def _leave_tensorboard(args: dict[str, Any], arguments: list[str]) -> None:
+    """Log only where the command says: a file of a run does not say where to write."""
+    folder = args.pop("tensorboard_log", None)
+    if folder and not _has(arguments, "--tensorboard-log", "-tb") and distributed.rank() == 0:
+        print(f"The run logged for TensorBoard; to go on with that: --tensorboard-log {str(folder)[:200]!r}")
 
 
 def _read_entry(run: Path, settings: Path, trusted: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ reads them with :mod:`sb3_pg.loading` instead, unless the user says ``--trust``.
 """
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -35,6 +36,8 @@ _WRAPPERS = (
     *("stable_baselines3.common.atari_wrappers", "stable_baselines3.common.vec_env"),
 )
 _WRITERS = ("RecordVideo", "VecVideoRecorder", "VecMonitor")
+# What the whole numbers among the arguments of all wrappers may multiply to, and those of one shape
+_MAX_FRAMES, _MAX_PIXELS = 2**16, 2**20
 
 
 def take_trust(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -106,14 +109,20 @@ def check_settings(folder: Path) -> None:
     config = read_settings(folder / "config.yml") if (folder / "config.yml").is_file() else {}
     if isinstance(config.get("normalize"), str):
         parse_normalize(config["normalize"])
+    arguments: list[Any] = [{"frame_stack": config.get("frame_stack")}]
     for key in ("env_wrapper", "vec_env_wrapper"):
         entries = config.get(key) or []
         for entry in entries if isinstance(entries, list) else [entries]:
-            _check_wrapper(next(iter(entry), "") if isinstance(entry, dict) else entry)
+            name, of_wrapper = next(iter(entry.items()), ("", None)) if isinstance(entry, dict) else (entry, None)
+            _check_wrapper(name)
+            arguments.append(of_wrapper)
+    _check_sizes(arguments)
     if (folder / "args.yml").is_file():
-        env_kwargs = read_settings(folder / "args.yml").get("env_kwargs", False)
-        if not isinstance(env_kwargs, dict | None):
-            raise ValueError(f"{folder / 'args.yml'} does not say which env_kwargs the environment was made with.")
+        args = read_settings(folder / "args.yml")
+        for key, missing in (("env_kwargs", False), ("eval_env_kwargs", None)):
+            kwargs = args.get(key, missing)
+            if not (kwargs is None or (isinstance(kwargs, dict) and all(str(name).isidentifier() for name in kwargs))):
+                raise ValueError(f"{folder / 'args.yml'} does not say which {key} the environment was made with.")
 
 
 def _check_wrapper(name: Any) -> None:
@@ -124,3 +133,17 @@ def _check_wrapper(name: Any) -> None:
         if isinstance(wrapper, type) and issubclass(wrapper, gym.Wrapper | VecEnvWrapper) and wrapper.__name__ not in _WRITERS:
             return
     raise NotTrustedError(f"the run asks for the wrapper {str(name)[:100]!r}, which files that are not trusted do not get")
+
+
+def _check_sizes(arguments: list[Any]) -> None:
+    """Refuse wrappers that would make observations of any size. Numbers of steps may be large."""
+    frames = 1
+    for of_wrapper in arguments:
+        for name, value in of_wrapper.items() if isinstance(of_wrapper, dict) else ():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            size = math.prod(max(abs(n), 1) for n in numbers if isinstance(n, int))
+            if str(name).endswith("steps"):
+                continue
+            frames *= 1 if numbers is value else size
+            if frames > _MAX_FRAMES or size > _MAX_PIXELS:
+                raise NotTrustedError(f"the run asks for a wrapper with {str(name)[:40]} {str(value)[:80]}, which is too much")

@@ -20,7 +20,7 @@ from sb3_pg.cli.runs import check_packages, import_packages, read_args
 from sb3_pg.cli.trust import distrusting, take_trust
 from sb3_pg.cli.vec_env import take_vec_env, training_in
 from sb3_pg.replacing import replacing
-from sb3_pg.zoo import act_in_test_envs, pass_env_kwargs_of_file, register
+from sb3_pg.zoo import ALGORITHMS, act_in_test_envs, pass_env_kwargs_of_file, register
 
 _LOADING = ("enjoy", "record_video")
 _FOR_AGENTS = ("train", "enjoy", "record_video")
@@ -122,8 +122,9 @@ def telling_next() -> Iterator[None]:
     def save(self: Any, model: Any) -> None:
         save_trained_model(self, model)
         if model.num_timesteps < self.n_timesteps and not hasattr(self, "resumed"):
+            can_go_on = self.algo in ALGORITHMS and any(Path(self.save_path).glob("*_steps.zip"))
             print(f"Stopped at {model.num_timesteps:,} of {self.n_timesteps:,.0f} steps.", end=" ")
-            print(f"Go on: sb3-pg train --resume {self.save_path}" if self.save_freq > 0 else "")
+            print(f"Go on: sb3-pg train --resume {self.save_path}" if can_go_on else "")
         print(next_steps(self.algo, self.env_name.gym_id, Path(self.save_path)))
 
     with replacing((manager, "save_trained_model", save)):

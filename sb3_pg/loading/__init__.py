@@ -7,15 +7,15 @@ What is promised, and what is not, is said in SECURITY.md. Which function reads 
 - ``vecnormalize.pkl``: :func:`load_vec_normalize`
 - another pickle of plain data, NumPy's arrays, spaces, schedules and ``VecNormalize``: :func:`read_pickle`; of its bytes
   :func:`loads`
-- a zip file with members of other names: :func:`read_archive`; what ``torch.save`` wrote: :func:`read_weights`, which
-  takes dictionaries and lists of tensors (no ``Parameter``), numbers and texts
+- a zip file with members of other names: :func:`read_archive`, or one of them :func:`read_member`; what ``torch.save``
+  wrote: :func:`read_weights`, which takes dictionaries and lists of tensors (no ``Parameter``), numbers and texts
 - ``args.yml`` and ``config.yml``: :func:`read_settings`; a ``normalize`` string: :func:`parse_normalize`
 
 A new format can be read without trust if it is plain data: no functions or objects of its own, and generators by their
 states (tensors, arrays, numbers).
 """
 
-from sb3_pg.loading.archives import read_archive, read_weights
+from sb3_pg.loading.archives import read_archive, read_member, read_weights
 from sb3_pg.loading.errors import NotTrustedError
 from sb3_pg.loading.files import load_vec_normalize, parse_normalize, read_pickle, read_settings, settings_loader
 from sb3_pg.loading.models import load_model, read_model, set_up
@@ -28,6 +28,7 @@ __all__ = [
     "loads",
     "parse_normalize",
     "read_archive",
+    "read_member",
     "read_model",
     "read_pickle",
     "read_settings",

@@ -97,6 +97,8 @@ def settings_loader() -> Any:
 
     def ordered_dict(loader: Any, node: Any) -> dict[Any, Any]:
         (pairs,) = loader.construct_sequence(node, deep=True) or [[]]
+        if not all(isinstance(name, str | int | float) for name, _ in pairs):
+            raise ValueError("a name that is no text")
         return {str(name): value for name, value in pairs}
 
     def refuse(loader: Any, tag: str, node: Any) -> None:

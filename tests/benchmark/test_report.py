@@ -89,6 +89,13 @@ def test_equal_training_time_by_hand(tmp_path: Path) -> None:
     assert "|CartPole-v1|10.0 (40)|26.7 (15)|20.0 (20)|" in text
 
 
+def test_an_evaluation_at_the_end_of_the_time_counts() -> None:
+    runs = pd.DataFrame({"seed": [1, 1], "steps": [500_000, 1_000_000], "score": [10.0, 20.0]})
+    rate = next(rate for rate in range(1, 1000) if 1_000_000 / rate * rate < 1_000_000)
+    assert scores_after(runs, 1_000_000 / rate * rate, before=0.0) == [15.0]
+    assert scores_after(runs, 999_999, before=0.0) == [10.0]
+
+
 def test_the_mean_improvement_counts_every_run(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for seed, (ours, theirs) in enumerate([(1.0, 2.0), (1.0, 2.0), (5.0, 2.0)], start=1):

@@ -23,6 +23,7 @@ def test_the_plan_covers_all_runs_one_seed_after_the_other() -> None:
     assert runs[0] == Run("vpg", "CartPole-v1", 1, 300_000, 10_000) and runs[3] == Run("a2c", "Walker2d-v5", 1, 1000, 50)
     assert plan(["vpg", "vpg"], [("CartPole-v1", 200)], [1, 1]) == [Run("vpg", "CartPole-v1", 1, 200, 10)]
     assert plan(["vpg"], [("CartPole-v1", 200)], [1])[0].eval_freq == 10
+    assert plan(["vpg"], [("CartPoleNoVel-v1", 200)], [1])[0].env_id == "CartPoleNoVel-v1"  # rl-zoo3's own
     with pytest.raises(ValueError, match="Walker2d-v5:STEPS"):
         plan(["vpg"], [("Walker2d-v5", None)], [1])
 

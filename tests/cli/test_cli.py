@@ -181,6 +181,7 @@ def test_plain_rl_zoo3_with_custom_envs(tmp_path: Path) -> None:
         ("train --algo vpg --vec-env enpool", 1, "--vec-env must be one of dummy, subproc, gymnasium, envpool, not 'enpool'"),
         ("train --algo vpg -conf broken.yml", 1, "broken.yml"),
         ("train --algo vpg -conf text.yml", 1, "write 1.0e-3"),
+        ("train --algo vpg -conf nosuch.yml", 1, "there is no file nosuch.yml"),
         ("train --algo vpg -conf incomplete.yml", 1, "'n_timesteps' is missing"),
         ("train --algo vpg -conf no_policy.yml", 1, "'policy' is missing"),
         ("train --algo vpg -params n_envs:0", 1, "n_envs must be at least 1"),

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from helpers import finish, sb3_pg
 
 from sb3_pg import NaturalPG, VanillaPG
+from sb3_pg.cli.help import next_steps
 from sb3_pg.cli.runs import read_args
 from sb3_pg.zoo import register
 
@@ -133,6 +135,51 @@ def test_a_run_that_was_killed_is_resumed(tmp_path: Path) -> None:
     assert code == 1 and "nowhere has no checkpoint to go on from: there is no such folder" in err
 
 
+def test_what_to_type_next(tmp_path: Path) -> None:
+    steps = next_steps("vpg", "CartPole-v1", Path("logs/vpg/CartPole-v1_12"))
+    assert "enjoy --algo vpg --env CartPole-v1 -f logs --exp-id 12" in steps and "plot_train -a vpg" in steps
+    assert "enjoy" not in next_steps("vpg", "CartPole-v1", Path("logs/vpg/CartPole-v1_1_0f6d-11ee"))  # of -uuid
+
+
+def test_a_run_of_a_package_is_resumed_with_its_arguments(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[1] / "toy_env.py", tmp_path / "own_env.py")
+    sb3_pg(
+        tmp_path,
+        "train --env Toy-v0 --gym-packages own_env --env-kwargs length:7 --eval-env-kwargs length:5 -n 200 --save-freq 64 "
+        "--eval-freq 64 -tb tb -params n_steps:16 n_envs:1",
+    )
+    run = tmp_path / "logs/vpg/Toy-v0_1"
+    (run / "Toy-v0.zip").unlink()
+    code, _, err = finish(tmp_path, "train", "--resume", str(run))
+    assert code == 1 and "name it yourself with --gym-packages" in err
+    n_events = len(list((tmp_path / "tb").rglob("*.tfevents.*")))
+    shutil.copy(tmp_path / "own_env.py", run)
+    out = sb3_pg(run, "train --resume . --gym-packages own_env")
+    assert "The run logged for TensorBoard; to go on with that: --tensorboard-log 'tb" in out
+    assert f"enjoy --algo vpg --env Toy-v0 -f {tmp_path / 'logs'} --exp-id 1" in out
+    assert {float(line.split(",")[0]) for line in (run / "0.monitor.csv").read_text().splitlines()[2:]} == {7.0}
+    assert set(np.load(run / "evaluations.npz")["results"].ravel()) == {5.0}
+    assert len(list((tmp_path / "tb").rglob("*.tfevents.*"))) == n_events
+    sb3_pg(tmp_path, f"train --resume {run} --gym-packages own_env --tensorboard-log tb")
+    assert len(list((tmp_path / "tb").rglob("*.tfevents.*"))) > n_events
+    code, _, err = finish(tmp_path, "train", "--resume", str(run / "Toy-v0.zip"))
+    assert code == 1 and f"--resume takes the folder of a run, {run}, and goes on from its newest checkpoint." in err
+    args, config = run / "Toy-v0/args.yml", run / "Toy-v0/config.yml"
+    honest = config.read_text()
+    for entry in ("frame_stack: 1000000000", "env_wrapper: [{gymnasium.wrappers.ResizeObservation: {shape: [99999, 99999]}}]"):
+        config.write_text(f"{entry}\npolicy: MlpPolicy\n")
+        code, _, err = finish(tmp_path, "train", "--resume", str(run), "--gym-packages", "own_env")
+        assert code == 1 and "which is too much" in err
+    config.write_text(honest)
+    evil = f"a:open({str(tmp_path / 'touched')!r}, 'w')#"
+    for name in ("env_kwargs", "eval_env_kwargs"):
+        args.write_text(yaml.safe_dump({**read_args(args.parent, trusted=False), name: {evil: 1}}))
+        code, _, err = finish(tmp_path, "train", "--resume", str(run), "--gym-packages", "own_env")
+        assert code == 1 and f"does not say which {name} the environment was made with" in err
+        args.write_text(yaml.safe_dump({**read_args(args.parent, trusted=False), name: None}))
+    assert not (tmp_path / "touched").exists()
+
+
 def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path) -> None:
     from rl_zoo3.exp_manager import ExperimentManager
 
@@ -169,12 +216,12 @@ def test_the_agent_of_a_run_that_fails_is_saved(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_terminated_saves_its_agent(tmp_path: Path) -> None:
-    options = "--env CartPole-v1 -n 10000000 --eval-freq -1 --save-freq 1000000"
+    options = "--env CartPole-v1 -n 10000000 --eval-freq -1 --save-freq 1000"
     command = [sys.executable, "-m", "sb3_pg", "train", *options.split()]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "total_timesteps" in line:
+            if "total_timesteps" in line and list(tmp_path.rglob("*_steps.zip")):
                 process.terminate()
                 break
         out = process.stdout.read()

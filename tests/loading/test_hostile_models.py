@@ -23,6 +23,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg import VanillaPG
 from sb3_pg.loading import NotTrustedError, load_model, models, parse_normalize, read_settings
+from sb3_pg.saving import TRAINING, read_member
 
 MEMBERS = ("data", "pytorch_variables.pth", "policy.pth", "policy.optimizer.pth", "critic_optimizer.pth")
 
@@ -203,11 +204,37 @@ def test_another_compression(honest: bytes, tmp_path: Path) -> None:
     refuse(contents, "is compressed in a way that no model is", tmp_path)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_is_read_alone(compression: int, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.zip"
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr(TRAINING, bytes(2**20))
+    with pytest.raises(ValueError, match=r"training.pt of .* is compressed in a way that no model is"):
+        read_member(file, TRAINING)
+
+
+def test_a_directory_of_many_members(honest: bytes, tmp_path: Path) -> None:
+    """Empty members take hardly more than their names in the archive, and an object each when they are listed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.filelist += [zipfile.ZipInfo(f"a{i}.pth") for i in range(2**17)]
+        for info in archive.filelist:
+            info.compress_size = info.CRC = info.header_offset = 0
+        archive._didModify = True  # type: ignore[attr-defined]
+    refuse(file.getvalue(), "it has too many members", tmp_path)
+    (tmp_path / "checkpoint_1_steps.zip").write_bytes(file.getvalue())
+    with pytest.raises(ValueError, match="it has too many members"):
+        read_member(tmp_path / "checkpoint_1_steps.zip", TRAINING)
+
+
 SETTINGS = {
     "mappings that are merged": "a0: &a0 {x: 1}\n"
     + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
     "names of tuples in tuples": "a0: &a0 !!python/tuple [1]\n"
     + "".join(f"a{i}: &a{i} !!python/tuple [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)) + "b: {? *a59 : 1}\n",
+    "names of an OrderedDict": "a0: &a0 [1]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    + "b: !!python/object/apply:collections.OrderedDict [[[*a8, 1]]]\n",
     "lists in lists": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
     "depth": "[" * 10_000,
 }  # fmt: skip
