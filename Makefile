@@ -52,5 +52,5 @@ docs-figures: $(STAMP)  ## draw the figures of the documentation anew
 docs-browser: docs  ## look at the site in headless Chromium: formulas, width of a phone, dark mode
 	$(BIN)/python docs/check.py --browser
 
-soak: $(STAMP)  ## kill a hundred trainings at random moments and resume them; rows in benchmarks/soak.csv
+soak: $(STAMP)  ## kill trainings at random moments, 231 times, and resume them; rows in benchmarks/soak.csv
 	$(BIN)/python benchmarks/soak.py
