@@ -29,8 +29,8 @@ SelfModel = TypeVar("SelfModel", bound=Model)
 # Of SB3's callbacks: what ``learn`` sets anew
 _NOT_SAVED = ("locals", "globals", "verbose", "num_timesteps")
 # What a training goes on with, and how many parts some of it has
-_PARTS: dict[str, tuple[type, int | None]] = {
-    **dict.fromkeys(("seed", "number", "total_timesteps"), (int, None)),
+_PARTS: dict[str, tuple[Any, int | None]] = {
+    **{"seed": (int, None), "number": (int, None), "total_timesteps": (int | float, None)},
     **{"learn": (list, 4), "save": (list, 3), "logger": (list, 3)},
     **dict.fromkeys(("abandoned", "callbacks"), (list, None)),
     **dict.fromkeys(("log_files", "files"), (dict, None)),
@@ -233,7 +233,9 @@ def _cut_logs_back(model: Model, folder: Path, state: dict[str, Any]) -> None:
     """Take back what was logged after the checkpoint."""
     if model.tensorboard_log is not None:
         name = Path(state["learn"][1]).name
-        _cut_back(Path(model.tensorboard_log) / f"{name}_{get_latest_run_id(model.tensorboard_log, name)}", state["log_files"])
+        log = Path(model.tensorboard_log) / f"{name}_{get_latest_run_id(model.tensorboard_log, name)}"
+        if _sizes(log).keys() & state["log_files"].keys():  # it is this training's
+            _cut_back(log, state["log_files"])
     _cut_back(folder, state["files"])
 
 

@@ -239,8 +239,15 @@ def with_state(file: Path, **changes: Any) -> None:
 def test_a_checkpoint_does_not_say_where_to_write(tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", 2)
     run = tmp_path / "run"
-    VanillaPG("MlpPolicy", env, n_steps=32, seed=1).learn(200, callback=CheckpointCallback(64, run))
+    VanillaPG("MlpPolicy", env, n_steps=32, seed=1).learn(2e2, callback=CheckpointCallback(64, run))  # type: ignore[arg-type]
     file = min(run.glob("*.zip"), key=steps_of)
+    assert resume(VanillaPG, file, env, trusted=False).num_timesteps == 256
+    log = tmp_path / "tensorboard/VanillaPG_1"
+    log.mkdir(parents=True)
+    (log / "events.out.tfevents.other").touch()
+    with_state(file, learn=[1, "VanillaPG", 0, 0])
+    resume(VanillaPG, file, env, trusted=False, tensorboard_log=str(log.parent))
+    assert (log / "events.out.tfevents.other").is_file()  # of another training
     with_state(file, save=[64, 0, f"{tmp_path}/evil"])
     with pytest.raises(ValueError, match="name_prefix is what the names of the files begin with, no path"):
         resume(VanillaPG, file, env, trusted=False)
