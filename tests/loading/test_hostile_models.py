@@ -22,7 +22,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg import VanillaPG
-from sb3_pg.loading import NotTrustedError, load_model, models, parse_normalize, read_settings
+from sb3_pg.loading import load_model, models
 from sb3_pg.saving import TRAINING, read_member
 
 MEMBERS = ("data", "pytorch_variables.pth", "policy.pth", "policy.optimizer.pth", "critic_optimizer.pth")
@@ -225,35 +225,6 @@ def test_a_directory_of_many_members(honest: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1_steps.zip").write_bytes(file.getvalue())
     with pytest.raises(ValueError, match="it has too many members"):
         read_member(tmp_path / "checkpoint_1_steps.zip", TRAINING)
-
-
-SETTINGS = {
-    "mappings that are merged": "a0: &a0 {x: 1}\n"
-    + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
-    "names of tuples in tuples": "a0: &a0 !!python/tuple [1]\n"
-    + "".join(f"a{i}: &a{i} !!python/tuple [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)) + "b: {? *a59 : 1}\n",
-    "names of an OrderedDict": "a0: &a0 [1]\n"
-    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
-    + "b: !!python/object/apply:collections.OrderedDict [[[*a8, 1]]]\n",
-    "lists in lists": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
-    "depth": "[" * 10_000,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_settings_that_grow(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "args.yml").write_text(SETTINGS[kind])
-    with pytest.raises(ValueError, match=r"args\.yml cannot be read"):
-        read_settings(tmp_path / "args.yml")
-
-
-@pytest.mark.parametrize(
-    "text", ["(" * 10_000, "-" * 10_000 + "1", "dict(a=[].append(1))", "dict(**{'a': open})", "dict(a=1)(b=2)"]
-)
-def test_normalize_strings_are_literals(text: str) -> None:
-    with pytest.raises(NotTrustedError, match="more than names and values"):
-        parse_normalize(text)
-    assert parse_normalize("dict(norm_obs=True, clip_obs=5.0)") == parse_normalize("{'norm_obs': True, 'clip_obs': 5.0}")
 
 
 def test_a_long_list_in_the_data(honest: bytes, tmp_path: Path) -> None:
